@@ -1,0 +1,1 @@
+"""From a pulled image to the additional image store on the shared file system."""

@@ -1,0 +1,1 @@
+"""What is injected into a container when it starts."""

@@ -1,0 +1,1 @@
+"""Run container images from one squash file. Stays empty: it is imported at every container start."""

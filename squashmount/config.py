@@ -1,0 +1,119 @@
+"""Settings: built-in defaults < /etc/squashmount.toml < the user's file < SQUASHMOUNT_* in the environment.
+
+The mount program runs inside Podman's user namespace at every container start: tomllib is imported only when a file
+exists. `SQUASHMOUNT_CONFIG` names one file to use instead of both.
+
+Keys (TOML, top level)::
+
+    engine = "auto"           # auto | wire | squashfuse_ll
+    overlay = "auto"          # auto | kernel | fuse
+    linger = 10.0             # seconds a server outlives its last container
+    cache_mib = 64            # decoded blocks kept by one server, MiB
+    log_level = "info"        # error | info | debug
+    runtime_dir = ""          # where servers keep their state; default: $XDG_RUNTIME_DIR/squashmount
+    squash_dir = ""           # DIR of migrate2scratch
+    compressor = "zstd"       # gzip | lz4 | xz | zstd
+    compression_level = 3     # of zstd or gzip
+    block_kib = 128           # squashfs block size, 4 … 1024 KiB, a power of two
+    processors = 0            # mksquashfs threads, 0 = all
+"""
+
+import os
+from typing import NamedTuple, get_type_hints
+
+from .errors import UsageError
+
+SITE_FILE = "/etc/squashmount.toml"
+
+_CHOICES = {
+    "engine": ("auto", "wire", "squashfuse_ll"),
+    "overlay": ("auto", "kernel", "fuse"),
+    "log_level": ("error", "info", "debug"),
+    "compressor": ("gzip", "lz4", "xz", "zstd"),
+}
+
+
+class Config(NamedTuple):
+    """All settings, checked; the module docstring explains each."""
+
+    engine: str = "auto"
+    overlay: str = "auto"
+    linger: float = 10.0
+    cache_mib: int = 64
+    log_level: str = "info"
+    runtime_dir: str = ""
+    squash_dir: str = ""
+    compressor: str = "zstd"
+    compression_level: int = 3
+    block_kib: int = 128
+    processors: int = 0
+
+
+def load_config(environ: dict[str, str] | None = None) -> Config:
+    """Read the files and the environment; UsageError names the file, the key and the allowed values."""
+    env = dict(os.environ) if environ is None else environ
+    config = Config()
+    for path in _files(env):
+        config = _merged(config, _read(path), where=path)
+    from_env = {key: env[name] for key in Config._fields if (name := f"SQUASHMOUNT_{key.upper()}") in env}
+    if "SQUASH_DIR" in env:
+        from_env.setdefault("squash_dir", env["SQUASH_DIR"])
+    return _merged(config, dict(from_env), where="the environment", text=True)
+
+
+def _files(env: dict[str, str]) -> list[str]:
+    if "SQUASHMOUNT_CONFIG" in env:
+        return [env["SQUASHMOUNT_CONFIG"]]
+    home = env.get("XDG_CONFIG_HOME") or (os.path.join(env["HOME"], ".config") if env.get("HOME") else "")
+    files = [SITE_FILE] + ([os.path.join(home, "squashmount.toml")] if home else [])
+    return [path for path in files if os.access(path, os.R_OK)]
+
+
+def _read(path: str) -> dict[str, object]:
+    import tomllib  # noqa: PLC0415 - 10 ms, paid only where a file exists
+
+    try:
+        with open(path, "rb") as file:
+            return tomllib.load(file)
+    except OSError as err:
+        raise UsageError(f"Cannot read the configuration file {path}.", details=str(err)) from err
+    except tomllib.TOMLDecodeError as err:
+        raise UsageError(f"{path} is not valid TOML.", details=str(err)) from err
+
+
+def _merged(config: Config, values: dict[str, object], *, where: str, text: bool = False) -> Config:
+    types = get_type_hints(Config)
+    checked: dict[str, object] = {}
+    for key, value in values.items():
+        if key not in types:
+            raise UsageError(f"{where}: unknown key {key!r}.", hint="known keys: " + ", ".join(Config._fields))
+        checked[key] = _converted(key, value, types[key], where=where, text=text)
+    return config._replace(**checked)  # type: ignore[arg-type]
+
+
+def _converted(key: str, value: object, kind: type, *, where: str, text: bool) -> object:
+    wrong = UsageError(f"{where}: {key} = {value!r} is not allowed.", hint=_allowed(key, kind))
+    if text and kind is not str:
+        try:
+            value = kind(value)
+        except ValueError:
+            raise wrong from None
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise wrong
+    if key in _CHOICES and value not in _CHOICES[key]:
+        raise wrong
+    if isinstance(value, (int, float)) and not 0 <= value < 2**31:
+        raise wrong
+    if key == "block_kib" and value not in {4, 8, 16, 32, 64, 128, 256, 512, 1024}:
+        raise wrong
+    return value
+
+
+def _allowed(key: str, kind: type) -> str:
+    if key in _CHOICES:
+        return f"{key} is one of " + ", ".join(_CHOICES[key])
+    if key == "block_kib":
+        return "block_kib is a power of two from 4 to 1024"
+    return f"{key} is a {'number' if kind in {int, float} else 'string'}, not negative"

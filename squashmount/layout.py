@@ -1,0 +1,111 @@
+"""The only place that knows a path inside a store on the shared file system.
+
+DIR is a containers-storage additional image store (storage.conf(5), additionalimagestores). What Podman reads is
+derived from the capsules and can be rebuilt from them::
+
+    DIR/
+      squashmount/
+        version                          store format number
+        capsules/<image id>/             immutable once published
+          image.squashfs                 the flattened image, container ids
+          capsule.json                   digest, layer chain, sizes, checksum, how it was made
+          data/                          big data files exactly as Podman stored them (manifest, =<base64 name>)
+        names/<percent-encoded name>     one small JSON file per name; owned by one image
+        lock/                            the lease lock
+        staging/<random>/  trash/        unfinished work; withdrawn images waiting for the last job
+      overlay/<layer>/{diff,link,merged,work,empty}
+      overlay/l/<LINK>                   -> ../<layer>/diff
+      overlay/l/<LINK>.squash            -> ../../squashmount/capsules/<id>/image.squashfs
+      overlay-layers/{layers.json,layers.lock}
+      overlay-images/{images.json,images.lock}
+      overlay-images/<image id>/         copies of data/
+
+One layer record per image, with an id and a link derived from the *image* id. Podman reuses any layer record that
+has the real (chain) id or the digest of a layer it wants, when it pulls or builds another image: a record for a layer
+whose files are not there would give that other image an empty base.
+"""
+
+import base64
+import hashlib
+import os
+
+from .ids import ImageId, LayerId, LinkId
+
+FORMAT = 1
+"""Version of the layout above, written to squashmount/version."""
+
+
+def layer_of(image: ImageId) -> LayerId:
+    """Return the id of the one layer that stands for the whole image."""
+    return LayerId(hashlib.sha256(f"squashmount layer of {image}\n".encode()).hexdigest())
+
+
+def link_of(layer: LayerId) -> LinkId:
+    """Return the short link name: 26 of A-Z and 2-7, the form containers-storage uses (drivers/overlay, idLength)."""
+    return LinkId(base64.b32encode(hashlib.sha256(f"link {layer}\n".encode()).digest()).decode()[:26])
+
+
+def big_data_name(key: str) -> str:
+    """Return the file name containers-storage gives a big data item (images.go, makeBigDataBaseName)."""
+    if key and all(char.isascii() and (char.islower() or char.isdigit() or char == ".") for char in key):
+        return key
+    return "=" + base64.b64encode(key.encode()).decode()
+
+
+class StoreLayout:
+    """Paths of one store; strings, because the mount program uses it too and does without pathlib."""
+
+    def __init__(self, root: str) -> None:
+        """Remember the root; nothing is read."""
+        self.root = root
+        self.ours = os.path.join(root, "squashmount")
+        self.version = os.path.join(self.ours, "version")
+        self.capsules = os.path.join(self.ours, "capsules")
+        self.names = os.path.join(self.ours, "names")
+        self.lock = os.path.join(self.ours, "lock")
+        self.staging = os.path.join(self.ours, "staging")
+        self.trash = os.path.join(self.ours, "trash")
+        self.overlay = os.path.join(root, "overlay")
+        self.links = os.path.join(self.overlay, "l")
+        self.layers = os.path.join(root, "overlay-layers")
+        self.layers_json = os.path.join(self.layers, "layers.json")
+        self.layers_lock = os.path.join(self.layers, "layers.lock")
+        self.images = os.path.join(root, "overlay-images")
+        self.images_json = os.path.join(self.images, "images.json")
+        self.images_lock = os.path.join(self.images, "images.lock")
+
+    def capsule(self, image: ImageId) -> str:
+        """Return the directory of one image; it exists only complete."""
+        return os.path.join(self.capsules, image)
+
+    def squash(self, image: ImageId) -> str:
+        """Return the squash file of one image."""
+        return os.path.join(self.capsules, image, "image.squashfs")
+
+    def capsule_json(self, image: ImageId) -> str:
+        """Return the description of one image."""
+        return os.path.join(self.capsules, image, "capsule.json")
+
+    def capsule_data(self, image: ImageId) -> str:
+        """Return the directory with Podman's big data files."""
+        return os.path.join(self.capsules, image, "data")
+
+    def layer(self, layer: LayerId) -> str:
+        """Return the directory of a layer."""
+        return os.path.join(self.overlay, layer)
+
+    def diff(self, layer: LayerId) -> str:
+        """Return the (empty) content directory of a layer: its mode becomes the mode of the container's `/`."""
+        return os.path.join(self.overlay, layer, "diff")
+
+    def link(self, link: LinkId) -> str:
+        """Return the short link to a layer's diff."""
+        return os.path.join(self.links, link)
+
+    def link_squash(self, link: LinkId) -> str:
+        """Return the name under which squash mount programs look for the squash of a layer."""
+        return os.path.join(self.links, f"{link}.squash")
+
+    def image(self, image: ImageId) -> str:
+        """Return the directory with the big data Podman reads."""
+        return os.path.join(self.images, image)

@@ -1,0 +1,1 @@
+"""FUSE servers over one squash file: what the tree means (tree) and how it is spoken (wire)."""
