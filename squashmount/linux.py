@@ -1,0 +1,77 @@
+"""System calls the standard library lacks: mount(2), umount2(2), unshare(2), setns(2).
+
+Thin wrappers that raise OSError with the errno and the path concerned; what an errno means is the caller's business.
+`os.unshare` and `os.setns` exist only since Python 3.12.
+"""
+
+import ctypes
+import os
+
+MS_RDONLY = 0x1
+MS_NOSUID = 0x2
+MS_NODEV = 0x4
+MS_NOEXEC = 0x8
+MS_REMOUNT = 0x20
+MS_NOATIME = 0x400
+MS_BIND = 0x1000
+MS_MOVE = 0x2000
+MS_REC = 0x4000
+MS_SILENT = 0x8000
+MS_UNBINDABLE = 1 << 17
+MS_PRIVATE = 1 << 18
+MS_SLAVE = 1 << 19
+MS_SHARED = 1 << 20
+
+MNT_FORCE = 0x1
+MNT_DETACH = 0x2
+UMOUNT_NOFOLLOW = 0x8
+
+CLONE_NEWNS = 0x00020000
+CLONE_NEWCGROUP = 0x02000000
+CLONE_NEWUTS = 0x04000000
+CLONE_NEWIPC = 0x08000000
+CLONE_NEWUSER = 0x10000000
+CLONE_NEWPID = 0x20000000
+CLONE_NEWNET = 0x40000000
+
+Name = str | bytes
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
+_libc.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
+_libc.unshare.argtypes = (ctypes.c_int,)
+_libc.setns.argtypes = (ctypes.c_int, ctypes.c_int)
+
+
+def mount(source: Name | None, target: Name, fstype: Name | None, flags: int = 0, data: Name | None = None) -> None:
+    """Call mount(2). `data` is the file system's option string; the kernel takes at most a page of it."""
+    _check(_libc.mount(_raw(source), _raw(target), _raw(fstype), flags, _raw(data)), target)
+
+
+def umount(target: Name, flags: int = 0) -> None:
+    """Call umount2(2)."""
+    _check(_libc.umount2(_raw(target), flags), target)
+
+
+def unshare(flags: int) -> None:
+    """Give this process namespaces of its own, CLONE_NEW* (see unshare(2))."""
+    _check(_libc.unshare(flags), None)
+
+
+def setns(fd: int, flags: int = 0) -> None:
+    """Enter the namespace `fd` refers to (see setns(2)); `flags` names the kind expected, 0 for any."""
+    _check(_libc.setns(fd, flags), None)
+
+
+def _raw(value: Name | None) -> bytes | None:
+    # ctypes cuts a string at its first NUL: another path than the one asked for would be mounted.
+    raw = None if value is None else os.fsencode(value)
+    if raw is not None and b"\0" in raw:
+        raise ValueError("embedded null byte")
+    return raw
+
+
+def _check(result: int, path: Name | None) -> None:
+    if result != 0:
+        errno = ctypes.get_errno()
+        raise OSError(errno, os.strerror(errno), path)
