@@ -3,7 +3,9 @@
 import os
 import shlex
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import BinaryIO
 
 from .errors import ToolError
 
@@ -33,6 +35,54 @@ def run(
     return _checked(argv, ok=ok, env=env, cwd=cwd, stdin=stdin, timeout=timeout, pass_fds=pass_fds, hint=hint, log=log)[
         0
     ]
+
+
+def run_both(
+    *argv: str, ok: tuple[int, ...] = (0,), env: Mapping[str, str] | None = None, log: Log = quiet
+) -> tuple[str, str]:
+    """Run a program to its end and return what it wrote to standard output and to standard error."""
+    return _checked(argv, ok=ok, env=env, cwd=None, stdin=None, timeout=None, pass_fds=(), hint="", log=log)
+
+
+@contextmanager
+def started(
+    *argv: str, stderr: BinaryIO, env: Mapping[str, str] | None = None, grace: float = 0.0, log: Log = quiet
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a program that runs beside us, with pipes on its standard input and output.
+
+    When the block ends, so does the program: its standard input is closed, it gets `grace` seconds to end by itself,
+    then SIGTERM, five seconds later SIGKILL. Raises ToolError when the program is missing or cannot be executed.
+    """
+    log("$ " + shlex.join(argv))
+    try:
+        child = subprocess.Popen(argv, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr)
+    except OSError as err:
+        raise ToolError(f"{argv[0]} cannot be started.", details=str(err)) from err
+    try:
+        yield child
+    finally:
+        _ended(child, grace)
+
+
+def _ended(child: subprocess.Popen[bytes], grace: float) -> None:
+    if child.stdin:
+        with suppress(BrokenPipeError):
+            child.stdin.close()
+    if not _gone(child, grace):
+        child.terminate()
+        if not _gone(child, 5.0):
+            child.kill()
+            child.wait()
+    if child.stdout:
+        child.stdout.close()
+
+
+def _gone(child: subprocess.Popen[bytes], seconds: float) -> bool:
+    try:
+        child.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
 
 
 def status(*argv: str, env: Mapping[str, str] | None = None, cwd: str | None = None, log: Log = quiet) -> int:
