@@ -13,6 +13,7 @@ MS_NODEV = 0x4
 MS_NOEXEC = 0x8
 MS_REMOUNT = 0x20
 MS_NOATIME = 0x400
+MS_NODIRATIME = 0x800
 MS_BIND = 0x1000
 MS_MOVE = 0x2000
 MS_REC = 0x4000
@@ -21,6 +22,8 @@ MS_UNBINDABLE = 1 << 17
 MS_PRIVATE = 1 << 18
 MS_SLAVE = 1 << 19
 MS_SHARED = 1 << 20
+MS_RELATIME = 1 << 21
+MS_STRICTATIME = 1 << 24
 
 MNT_FORCE = 0x1
 MNT_DETACH = 0x2
@@ -44,22 +47,22 @@ _libc.setns.argtypes = (ctypes.c_int, ctypes.c_int)
 
 
 def mount(source: Name | None, target: Name, fstype: Name | None, flags: int = 0, data: Name | None = None) -> None:
-    """Call mount(2). `data` is the file system's option string; the kernel takes at most a page of it."""
+    """Mount a file system (man 2 mount). `data` is its option string; the kernel takes at most a page of it."""
     _check(_libc.mount(_raw(source), _raw(target), _raw(fstype), flags, _raw(data)), target)
 
 
 def umount(target: Name, flags: int = 0) -> None:
-    """Call umount2(2)."""
+    """Unmount (man 2 umount); MNT_DETACH waits for nobody."""
     _check(_libc.umount2(_raw(target), flags), target)
 
 
 def unshare(flags: int) -> None:
-    """Give this process namespaces of its own, CLONE_NEW* (see unshare(2))."""
+    """Give this process namespaces of its own: CLONE_NEW* (man 2 unshare)."""
     _check(_libc.unshare(flags), None)
 
 
 def setns(fd: int, flags: int = 0) -> None:
-    """Enter the namespace `fd` refers to (see setns(2)); `flags` names the kind expected, 0 for any."""
+    """Enter the namespace `fd` refers to (man 2 setns); `flags` names the kind expected, 0 for any."""
     _check(_libc.setns(fd, flags), None)
 
 
