@@ -1,0 +1,143 @@
+"""Which files to write for whom, and writing them. The texts come from `conf`."""
+
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+
+from squashmount.atomic import replace_text
+from squashmount.errors import SpaceError, StoreError, UsageError
+
+from .conf import GRAPHROOT, Content, StorageSettings, merged
+from .podman import DROP_IN, Machine
+
+SITE_STORAGE = "squashmount/storage.conf"
+"""Below /etc/containers: the file that Podman <= 5 reads because PROFILE exports its name."""
+
+PROFILE = "/etc/profile.d/squashmount.sh"
+KEPT_SUFFIX = ".before-squashmount"
+
+_PROFILE_TEXT = """\
+# Written by `squashmount-conf generate --site`, for Podman 4 and 5 (Podman 6 has drop-ins and needs no variable).
+# A rootless user does not get additionalimagestores or mount_program from /etc/containers/storage.conf; a file
+# named in this variable is read whole. Root and users with a storage.conf of their own keep what they have.
+if [ "$(id -u)" != 0 ] && [ -z "${CONTAINERS_STORAGE_CONF:-}" ] &&
+    [ ! -e "${XDG_CONFIG_HOME:-$HOME/.config}/containers/storage.conf" ]; then
+    export CONTAINERS_STORAGE_CONF=/etc/containers/squashmount/storage.conf
+fi
+"""
+
+
+@dataclass(frozen=True)
+class Change:
+    """One file: what it says now (None: it does not exist) and what it shall say."""
+
+    path: str
+    before: str | None
+    after: str
+
+    @property
+    def kind(self) -> str:
+        """Return created, changed or unchanged."""
+        if self.before is None:
+            return "created"
+        return "unchanged" if self.before == self.after else "changed"
+
+    @property
+    def kept(self) -> str:
+        """Return where the file of before the first run is kept."""
+        return self.path + KEPT_SUFFIX
+
+
+def plan_user(settings: StorageSettings, machine: Machine) -> tuple[Change, ...]:
+    """Return the two files of one user; Podman 6 gets drop-ins, which a main file of the admin cannot hide."""
+    drop_ins = settings.podman >= 6
+    storage = f"storage.conf.d/{DROP_IN}" if drop_ins else "storage.conf"
+    engine = f"containers.conf.d/{DROP_IN}" if drop_ins else "containers.conf"
+    named = machine.environ.get("CONTAINERS_STORAGE_CONF")
+    return (
+        _change(named or os.path.join(machine.user_dir, storage), settings, Content.STORAGE),
+        _change(os.path.join(machine.user_dir, engine), settings, Content.CONTAINERS),
+    )
+
+
+def plan_site(settings: StorageSettings, prefix: str = "") -> tuple[Change, ...]:
+    """Return the files of a whole node. They speak to rootless users; root's own storage stays as it is."""
+    etc = prefix.rstrip("/") + "/etc/containers"
+    if settings.podman >= 6:
+        return (
+            _change(f"{etc}/storage.rootless.conf.d/{DROP_IN}", settings, Content.STORAGE),
+            _change(f"{etc}/containers.rootless.conf.d/{DROP_IN}", settings, Content.CONTAINERS),
+        )
+    profile = prefix.rstrip("/") + PROFILE
+    return (
+        _change(f"{etc}/{SITE_STORAGE}", settings, Content.STORAGE),
+        _change(f"{etc}/storage.conf", settings, Content.SYSTEM),
+        _change(f"{etc}/containers.conf.d/{DROP_IN}", settings, Content.CONTAINERS),
+        Change(profile, _read(profile), _PROFILE_TEXT),
+    )
+
+
+def _change(path: str, settings: StorageSettings, content: Content) -> Change:
+    before = _read(path)
+    try:
+        return Change(path, before, merged(before or "", settings, content))
+    except UsageError as err:
+        raise UsageError(f"{path} cannot be edited.", details=err.details, hint=err.hint) from err
+
+
+def _read(path: str) -> str | None:
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            return file.read()
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as err:
+        raise UsageError(f"{path} cannot be read.", details=str(err)) from err
+
+
+def require_stores(stores: tuple[str, ...]) -> None:
+    """Refuse a directory that Podman would refuse: StoreError ("can't stat imageStore dir", overlay.go)."""
+    for store in stores:
+        if not os.path.isdir(store):
+            raise StoreError(
+                f"The store {store} does not exist.",
+                details="With it in storage.conf every podman command of this user would fail.",
+                hint=f"make it first: migrate2scratch init {store}",
+            )
+
+
+def install(changes: tuple[Change, ...]) -> None:
+    """Write what differs; the file of before the first run is kept beside. SpaceError when a place refuses."""
+    for change in changes:
+        if change.kind == "unchanged":
+            continue
+        try:
+            # the target of a symbolic link is replaced: dotfile managers link ~/.config into a repository
+            path = os.path.realpath(change.path)
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            if change.before is not None and not os.path.lexists(change.kept):
+                with suppress(FileNotFoundError):
+                    replace_text(change.kept, change.before)
+            replace_text(path, change.after, mode=_mode(path))
+        except OSError as err:
+            raise SpaceError(
+                f"{change.path} cannot be written.",
+                details=str(err),
+                hint="without --write the text is printed; unset CONTAINERS_STORAGE_CONF to write your own file",
+            ) from err
+
+
+def _mode(path: str) -> int:
+    try:
+        return os.stat(path).st_mode & 0o777
+    except FileNotFoundError:
+        return 0o644
+
+
+def left_behind(changes: tuple[Change, ...], environ: Mapping[str, str]) -> str | None:
+    """Return the default graphroot when it has images and the new file leads somewhere else."""
+    home = environ.get("XDG_DATA_HOME") or os.path.join(environ.get("HOME", "/"), ".local/share")
+    default = os.path.join(home, "containers/storage")
+    new = changes[0].before is None and GRAPHROOT in changes[0].after
+    return default if new and os.path.isdir(os.path.join(default, "overlay-images")) else None
