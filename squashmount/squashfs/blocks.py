@@ -1,0 +1,215 @@
+"""File contents: block lists, decoded blocks in a shared cache, fragments (the tails of files).
+
+Source: kernel fs/squashfs/file.c, fragment.c; Documentation/filesystems/squashfs.rst.
+"""
+
+import struct
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from itertools import accumulate
+from typing import NamedTuple
+
+from .compress import BadDataError, Decoder
+from .generations import Generations
+from .inodes import NO_FRAGMENT, Inode, Inodes
+from .metadata import Metadata, Table
+from .source import Source
+from .superblock import NO_TABLE, Superblock
+
+_STORED_PLAIN = 1 << 24
+_SIZE_MASK = _STORED_PLAIN - 1
+
+_CHUNK = 1024
+"""Block sizes are read in chunks of this many: a file of 1 GiB has 8192 blocks."""
+_CACHED_CHUNKS = 64
+_CACHED_CHECKPOINTS = 65536
+
+Buffer = bytes | memoryview
+
+
+class _Flight:
+    """A block being decoded; `landed` is locked until it is."""
+
+    __slots__ = ("error", "landed")
+
+    def __init__(self) -> None:
+        self.landed = threading.Lock()
+        self.landed.acquire()
+        self.error: BaseException | None = None
+
+
+class BlockCache:
+    """Decoded blocks, least recently used dropped first, within a byte budget; a block is decoded by one thread."""
+
+    __slots__ = ("_blocks", "_budget", "_flights", "_lock", "_used", "hits", "misses")
+
+    def __init__(self, budget: int) -> None:
+        """`budget` is in bytes; at least the newest block is always kept."""
+        self._budget = budget
+        self._used = 0
+        self._lock = threading.Lock()
+        self._blocks: OrderedDict[tuple[int, int], bytes] = OrderedDict()
+        self._flights: dict[tuple[int, int], _Flight] = {}
+        self.hits = 0
+        self.misses = 0
+
+    def get(self, key: tuple[int, int], decode: Callable[[], bytes]) -> bytes:
+        """Return the block; the first thread that asks decodes, others wait for it and get the same error if any."""
+        while True:
+            with self._lock:
+                block = self._blocks.get(key)
+                if block is not None:
+                    self._blocks.move_to_end(key)
+                    self.hits += 1
+                    return block
+                flight = self._flights.get(key)
+                if flight is None:
+                    flight = self._flights[key] = _Flight()
+                    self.misses += 1
+                    break
+            with flight.landed:
+                if flight.error is not None:
+                    raise flight.error
+        return self._decode(key, flight, decode)
+
+    def _decode(self, key: tuple[int, int], flight: _Flight, decode: Callable[[], bytes]) -> bytes:
+        try:
+            block = decode()
+        except BaseException as err:
+            flight.error = err
+            raise
+        else:
+            with self._lock:
+                self._blocks[key] = block
+                self._used += len(block)
+                while self._used > self._budget and len(self._blocks) > 1:
+                    self._used -= len(self._blocks.popitem(last=False)[1])
+            return block
+        finally:
+            with self._lock:
+                del self._flights[key]
+            flight.landed.release()
+
+
+class _Chunk(NamedTuple):
+    """Up to _CHUNK blocks of one file: their size words and their positions (one more: where the next chunk begins)."""
+
+    words: tuple[int, ...]
+    starts: list[int]
+
+
+class Contents:
+    """Reads regular files."""
+
+    __slots__ = (
+        "_block_size",
+        "_checkpoints",
+        "_chunks",
+        "_decode",
+        "_fragments",
+        "_inodes",
+        "_source",
+        "_zeros",
+        "cache",
+    )
+
+    def __init__(
+        self,
+        source: Source,
+        decode: Decoder,
+        metadata: Metadata,
+        inodes: Inodes,
+        superblock: Superblock,
+        *,
+        budget: int,
+    ) -> None:
+        """Nothing is read; `budget` is the block cache's, in bytes."""
+        self._source = source
+        self._decode = decode
+        self._inodes = inodes
+        self._block_size = superblock.block_size
+        self._zeros = bytes(superblock.block_size)
+        self._chunks: Generations[tuple[int, int], _Chunk] = Generations(_CACHED_CHUNKS)
+        self._checkpoints: Generations[int, list[tuple[int, int]]] = Generations(_CACHED_CHECKPOINTS)
+        count = 0 if superblock.fragment_table == NO_TABLE else superblock.fragment_count
+        self._fragments = Table(metadata, "fragment", start=superblock.fragment_table, count=count, record="<QII")
+        self.cache = BlockCache(budget)
+
+    def parts(self, inode: Inode, offset: int, size: int) -> list[Buffer]:
+        """Return the bytes [offset, offset + size) of a file as buffers, nothing copied; short at its end."""
+        end = min(offset + size, inode.size)
+        found: list[Buffer] = []
+        while offset < end:
+            number, within = divmod(offset, self._block_size)
+            block = self._block(inode, number)
+            taken = min(end - offset, len(block) - within)
+            found.append(block if taken == len(block) else memoryview(block)[within : within + taken])
+            offset += taken
+        return found
+
+    def _block(self, inode: Inode, number: int) -> Buffer:
+        """Return one decoded block of a file; it has the length the file's size demands."""
+        expected = min(self._block_size, inode.size - number * self._block_size)
+        if expected < self._block_size and inode.fragment != NO_FRAGMENT:
+            return self._tail(inode, expected)
+        chunk = self._chunk(inode, number // _CHUNK)
+        word, start = chunk.words[number % _CHUNK], chunk.starts[number % _CHUNK]
+        if not word & _SIZE_MASK:
+            return self._zeros if expected == self._block_size else self._zeros[:expected]
+        block = self.cache.get((start, word), lambda: self._load(start, word))
+        if len(block) != expected:
+            raise self._source.damaged(f"the block at {start} has {len(block)} bytes, its file needs {expected}")
+        return block
+
+    def _tail(self, inode: Inode, expected: int) -> Buffer:
+        start, word, _ = self._fragments[inode.fragment]
+        block = self.cache.get((start, word), lambda: self._load(start, word))
+        tail = memoryview(block)[inode.offset : inode.offset + expected]
+        if len(tail) != expected:
+            raise self._source.damaged(f"fragment {inode.fragment} is too short for the file {inode.ref:#x}")
+        return tail
+
+    def _load(self, start: int, word: int) -> bytes:
+        size = word & _SIZE_MASK
+        if word >= _STORED_PLAIN << 1 or not 0 < size <= self._block_size:
+            raise self._source.damaged(f"the block at {start} says it has {word:#x} bytes")
+        stored = self._source.read(start, size)
+        if word & _STORED_PLAIN:
+            return stored
+        try:
+            return self._decode(stored, self._block_size)
+        except BadDataError as err:
+            raise self._source.damaged(f"the block at {start} cannot be decoded: {err}") from err
+
+    def _chunk(self, inode: Inode, number: int) -> _Chunk:
+        found = self._chunks.get((inode.ref, number))
+        if found is not None:
+            return found
+        if self._block_count(inode) * 4 > self._inodes.capacity():
+            raise self._source.damaged(f"the file {inode.ref:#x} has more blocks than the inode table can hold")
+        # Where a chunk begins is known from the chunk before it; checkpoints[n] is for chunk n.
+        checkpoints = self._checkpoints.get(inode.ref) or [(inode.tail, inode.start)]
+        nearest = min(number, len(checkpoints) - 1)
+        place, start = checkpoints[nearest]
+        for at in range(nearest, number + 1):
+            found, place = self._read_chunk(inode, at, place, start)
+            start = found.starts[-1]
+            if at + 1 == len(checkpoints):
+                checkpoints = [*checkpoints, (place, start)]
+        assert found is not None
+        self._chunks.put((inode.ref, number), found)
+        if number:
+            self._checkpoints.put(inode.ref, checkpoints, len(checkpoints))
+        return found
+
+    def _read_chunk(self, inode: Inode, number: int, place: int, start: int) -> tuple[_Chunk, int]:
+        count = min(_CHUNK, self._block_count(inode) - number * _CHUNK)
+        raw, place = self._inodes.bytes_at(place, 4 * count)
+        words = struct.unpack(f"<{count}I", raw)
+        return _Chunk(words, list(accumulate((word & _SIZE_MASK for word in words), initial=start))), place
+
+    def _block_count(self, inode: Inode) -> int:
+        """Blocks in the inode's list: the last, short one is not among them when it is in a fragment."""
+        full, rest = divmod(inode.size, self._block_size)
+        return full + (rest > 0 and inode.fragment == NO_FRAGMENT)
