@@ -1,0 +1,80 @@
+"""A capsule: everything about one image in the store. Immutable once published; see squashmount.layout for its files."""
+
+import json
+import os
+from dataclasses import asdict, dataclass
+
+from squashmount import jsonio
+from squashmount.errors import StoreError
+from squashmount.ids import ImageId
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Capsule:
+    """One image. Sizes in bytes; `record` is Podman's own record of the image; `diff_ids` bottom layer first."""
+
+    image: ImageId
+    record: jsonio.JsonObject
+    diff_ids: tuple[str, ...]
+    size: int
+    sha256: str
+    tree_bytes: int
+    entries: int
+    root_mode: int
+    compressor: str
+    level: int
+    block: int
+    squashed: str
+    made_by: str
+    restored_owners: int = 0
+    format: int = FORMAT
+
+    @property
+    def created(self) -> str:
+        """Return when the image was built."""
+        return jsonio.get_str(self.record, "created", "0001-01-01T00:00:00Z", where=self.image)
+
+    @property
+    def compression(self) -> str:
+        """Return the compressor, with its level where it has one."""
+        return f"{self.compressor}-{self.level}" if self.compressor in {"gzip", "zstd"} else self.compressor
+
+    def to_json(self) -> str:
+        """Return the text of capsule.json."""
+        return json.dumps(asdict(self), indent=1, sort_keys=True) + "\n"
+
+
+def parse(text: str | bytes, *, where: str) -> Capsule:
+    """Read capsule.json; StoreError when it is damaged or of a newer format. Unknown members are ignored."""
+    value = jsonio.load_object(text, where=where)
+    if jsonio.get_int(value, "format", where=where) > FORMAT:
+        raise StoreError(f"{where} was written by a newer version.", hint="update squashmount")
+    return Capsule(
+        image=ImageId(jsonio.get_str(value, "image", where=where)),
+        record=jsonio.get_object(value, "record", where=where),
+        diff_ids=jsonio.get_strs(value, "diff_ids", where=where),
+        size=jsonio.get_int(value, "size", where=where),
+        sha256=jsonio.get_str(value, "sha256", where=where),
+        tree_bytes=jsonio.get_int(value, "tree_bytes", where=where),
+        entries=jsonio.get_int(value, "entries", where=where),
+        root_mode=jsonio.get_int(value, "root_mode", where=where),
+        compressor=jsonio.get_str(value, "compressor", where=where),
+        level=jsonio.get_int(value, "level", where=where),
+        block=jsonio.get_int(value, "block", where=where),
+        squashed=jsonio.get_str(value, "squashed", where=where),
+        made_by=jsonio.get_str(value, "made_by", "", where=where),
+        restored_owners=jsonio.get_int(value, "restored_owners", 0, where=where),
+        format=jsonio.get_int(value, "format", where=where),
+    )
+
+
+def read(path: str) -> Capsule:
+    """Read a capsule.json; StoreError when it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return parse(file.read(), where=path)
+    except OSError as err:
+        image = os.path.basename(os.path.dirname(path))
+        raise StoreError(f"Cannot read the capsule of {image[:12]}.", details=str(err)) from err

@@ -1,0 +1,62 @@
+"""What Podman reads, as a pure function of the capsules and names: images.json, layers.json and the big data.
+
+`diff-digest` of a layer record must be set: containers-storage (store.go, ImageSize) walks a layer without it to find
+its size. It is the digest of the squash file, which no pull ever looks for, and never the digest of a real layer:
+containers-storage would take this record for that layer.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from squashmount import jsonio, layout
+from squashmount.ids import ImageId
+
+from .capsule import Capsule
+
+_NOT_COPIED = ("mapped-layers", "mapped-image-layers", "layer", "names")
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """The capsules that count, and which image each name means."""
+
+    capsules: Mapping[ImageId, Capsule]
+    names: Mapping[str, ImageId]
+
+    def names_of(self, image: ImageId) -> tuple[str, ...]:
+        """Return the names of one image, sorted."""
+        return tuple(sorted(name for name, owner in self.names.items() if owner == image))
+
+
+def images_json(state: State) -> str:
+    """Return the text of images.json."""
+    return _text([_image(state, capsule) for capsule in _ordered(state)])
+
+
+def layers_json(state: State) -> str:
+    """Return the text of layers.json."""
+    return _text([_layer(capsule) for capsule in _ordered(state)])
+
+
+def _ordered(state: State) -> list[Capsule]:
+    return sorted(state.capsules.values(), key=lambda capsule: (capsule.squashed, capsule.image))
+
+
+def _image(state: State, capsule: Capsule) -> jsonio.JsonObject:
+    record = {key: value for key, value in capsule.record.items() if key not in _NOT_COPIED}
+    names = state.names_of(capsule.image)
+    return record | ({"names": list(names)} if names else {}) | {"layer": layout.layer_of(capsule.image)}
+
+
+def _layer(capsule: Capsule) -> jsonio.JsonObject:
+    return {
+        "id": layout.layer_of(capsule.image),
+        "created": capsule.created,
+        "diff-digest": f"sha256:{capsule.sha256}",
+        "diff-size": capsule.tree_bytes,
+    }
+
+
+def _text(records: list[jsonio.JsonObject]) -> str:
+    return json.dumps(records, separators=(",", ":"))

@@ -1,0 +1,163 @@
+"""The part that runs inside Podman's user namespace: mount the image, look at it, squash it.
+
+Started by `squash.py` as `podman unshare PYTHON -m squashmount.migrate.inside` (rootful: without `podman unshare`).
+The job comes as one JSON line on standard input, which then stays open: its end is the order to stop. Reports go out
+as JSON lines: {"percent": n}, then {"done": {…}} or {"error": {…}}.
+
+Nothing survives this process, however it ends: the image is mounted in a mount namespace of its own, and every process
+is in a PID namespace whose first process dies with its parent (pid_namespaces(7): then the kernel kills the rest).
+"""
+
+import ctypes
+import json
+import os
+import select
+import signal
+import sys
+import tempfile
+from contextlib import ExitStack, suppress
+from typing import Any
+
+from squashmount import linux, process
+from squashmount.errors import HostError, SquashmountError, ToolError
+
+from . import mksquashfs, owners, survey
+from .job import Job
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main() -> int:
+    """Read the job, do it in new namespaces, and wait for its end or for the order to stop."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    line = sys.stdin.buffer.readline()
+    if not line:
+        return 1
+    try:
+        linux.unshare(linux.CLONE_NEWNS | linux.CLONE_NEWPID)
+    except OSError as err:
+        _report_error(HostError("Cannot make a private mount namespace.", details=str(err)))
+        return 1
+    child = os.fork()
+    if child == 0:
+        os._exit(_first_process(Job.from_json(line)))
+    return _watch(child)
+
+
+def _watch(child: int) -> int:
+    fd = os.pidfd_open(child)
+    ready, _, _ = select.select([fd, sys.stdin.buffer], [], [])
+    if fd not in ready:
+        os.kill(child, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def _first_process(job: Job) -> int:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    try:
+        linux.mount(None, "/", None, linux.MS_REC | linux.MS_PRIVATE)
+        with suppress(OSError):  # refused where parts of /proc are hidden; the old one still serves
+            linux.mount("proc", "/proc", "proc")
+        _report(done=_squash(job))
+    except SquashmountError as err:
+        _report_error(err)
+        return 1
+    except OSError as err:
+        _report_error(ToolError("The image could not be read.", details=str(err)))
+        return 1
+    return 0
+
+
+def _squash(job: Job) -> dict[str, Any]:
+    with ExitStack() as stack:
+        root = _mounted(job, stack)
+        found = survey.survey(root)
+        restored = _owners_to_restore(job, root, found)
+        pseudo_text, definitions = mksquashfs.split_definitions(mksquashfs.modify(*fix) for fix in restored)
+        pseudo = ""
+        if pseudo_text:
+            file = stack.enter_context(tempfile.NamedTemporaryFile(prefix="squashmount-"))
+            file.write(pseudo_text)
+            file.flush()
+            pseudo = file.name
+        run = mksquashfs.Run(
+            root=root,
+            output=job.output,
+            format=job.format,
+            created=job.created,
+            processors=job.processors,
+            xattrs=_xattr_mode(job, found),
+            pseudo_file=pseudo,
+            pseudo_definitions=definitions,
+        )
+        _run(mksquashfs.command(job.binary, run))
+        return {
+            "entries": found.entries,
+            "bytes": found.size,
+            "root_mode": found.root_mode,
+            "restored": len(restored),
+        }
+
+
+def _mounted(job: Job, stack: ExitStack) -> str:
+    """Mount the image with Podman and make sure that the mount is in our own namespace."""
+    if job.runtime_dir:
+        linux.mount("tmpfs", job.runtime_dir, "tmpfs", 0, "mode=0700")
+        os.environ["SQUASHMOUNT_RUNTIME_DIR"] = job.runtime_dir
+    root = process.run(*job.podman, "image", "mount", job.image).strip()
+    stack.callback(process.status, *job.podman, "image", "umount", job.image)
+    if not job.copies and not _is_mount(root):
+        raise ToolError("Podman did not mount the image where it can be squashed.", details=root)
+    return root
+
+
+def _is_mount(path: str) -> bool:
+    here = os.lstat(path)
+    parent = os.lstat(os.path.join(path, ".."))
+    return here.st_dev != parent.st_dev or here.st_ino == parent.st_ino
+
+
+def _owners_to_restore(job: Job, root: str, found: survey.Survey) -> list[tuple[bytes, int, int, int]]:
+    return owners.differences(root, job.tar_splits) if owners.lost(job, found.owners) else []
+
+
+def _xattr_mode(job: Job, found: survey.Survey) -> str:
+    mode = found.xattrs
+    if mode == "filter" and not job.binary.excludes_xattrs:
+        raise ToolError(
+            f"mksquashfs {job.binary} cannot leave out single extended attributes.",
+            details=f"the image has its own xattrs and also {found.unwanted_example}",
+            hint="install squashfs-tools 4.6 or newer",
+        )
+    return mode
+
+
+def _run(argv: list[str]) -> None:
+    """Run mksquashfs and report its percentages."""
+    env = {key: value for key, value in os.environ.items() if key != "SOURCE_DATE_EPOCH"}  # excludes -mkfs-time
+    with tempfile.TemporaryFile() as stderr, process.started(*argv, stderr=stderr, env=env) as child:
+        assert child.stdout is not None
+        shown = -1
+        while chunk := os.read(child.stdout.fileno(), 65536):
+            percent = mksquashfs.parse_progress(chunk.decode("ascii", "replace"))
+            if percent is not None and percent != shown:
+                _report(percent=percent)
+                shown = percent
+        code = child.wait()
+        if code != 0:
+            stderr.seek(0)
+            text = stderr.read().decode("utf-8", "replace").strip()
+            raise ToolError(f"mksquashfs failed with exit status {code}.", details="\n".join(text.splitlines()[-8:]))
+
+
+def _report(**message: object) -> None:
+    sys.stdout.write(json.dumps(message) + "\n")
+    sys.stdout.flush()
+
+
+def _report_error(err: SquashmountError) -> None:
+    _report(error={"kind": type(err).__name__, "brief": err.brief, "details": err.details, "hint": err.hint})
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,46 @@
+"""What the part inside the user namespace is told to do; travels as one line of JSON."""
+
+import json
+from dataclasses import asdict, dataclass
+
+from squashmount import jsonio
+
+from .mksquashfs import Format, Mksquashfs
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One image to be squashed into one file.
+
+    `tar_splits` are the header records of the layers, bottom first (empty: none known); `owners_seen` all ids they
+    named. `copies` is true for storage drivers without mounts (vfs). `runtime_dir` is an empty directory for a server
+    that the mount of the image may start.
+    """
+
+    podman: tuple[str, ...]
+    image: str
+    output: str
+    binary: Mksquashfs
+    format: Format
+    created: int
+    processors: int = 0
+    copies: bool = False
+    tar_splits: tuple[str, ...] = ()
+    owners_seen: tuple[int, ...] = ()
+    owners_lost: bool = False
+    runtime_dir: str = ""
+
+    def to_json(self) -> bytes:
+        """Return one line."""
+        value = asdict(self) | {"binary": {"path": self.binary.path, "version": list(self.binary.version)}}
+        return json.dumps(value).encode() + b"\n"
+
+    @classmethod
+    def from_json(cls, line: bytes) -> "Job":
+        """Rebuild the job from its line."""
+        value = jsonio.load_object(line, where="job")
+        binary = jsonio.get_object(value, "binary")
+        made: jsonio.JsonObject = {key: tuple(item) if isinstance(item, list) else item for key, item in value.items()}
+        made["binary"] = Mksquashfs(str(binary["path"]), tuple(binary["version"]))
+        made["format"] = Format(**jsonio.get_object(value, "format"))
+        return cls(**made)

@@ -1,0 +1,237 @@
+"""The main job: find the image, plan, squash under the image's lock, publish under the store's lock."""
+
+import dataclasses
+import hashlib
+import os
+import pwd
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from squashmount import atomic, layout, process
+from squashmount.errors import ImageNotFoundError, StoreError, UsageError
+
+from . import lease, mksquashfs, publish, source, squash
+from .capsule import Capsule
+from .image import Graph, Image, read_graph
+from .job import Job
+from .mksquashfs import Format
+from .plan import Action, Drop, Name, Share, Squash, plan_migration
+from .progress import Progress
+from .source import Podman, PodmanStore
+from .store import Store
+from .trouble import explained
+
+_NOT_IN_RECORD = ("names", "layer", "mapped-layers", "mapped-image-layers")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How `mig` works. `wait` is in seconds."""
+
+    podman: Podman = field(default_factory=Podman)
+    format: Format = field(default_factory=Format)
+    processors: int = 0
+    replace: bool = False
+    wait: float = 600.0
+    on_wait: Callable[[str], None] = lambda _text: None
+    log: process.Log = process.quiet
+    progress: Progress = field(default_factory=Progress)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """An image in Podman's store."""
+
+    store: PodmanStore
+    graph: Graph
+    image: Image
+
+    @property
+    def diff_ids(self) -> tuple[str, ...]:
+        """Return the digests of the layers, bottom first."""
+        return self.graph.diff_ids(self.image.layer)
+
+
+def find(name: str, options: Options, store: Store | None = None) -> Source:
+    """Find the image in Podman's own store; errors say why it cannot be squashed from there."""
+    pod = source.describe(options.podman, options.log)
+    graph = read_graph(pod.graphroot, pod.driver)
+    wanted = source.resolve(options.podman, graph, name, options.log)
+    image = graph.image(wanted)
+    if image is None:
+        already = store is not None and wanted in store.state().capsules
+        raise ImageNotFoundError(
+            f"{name} is not in your own store {pod.graphroot}, only in an additional one.",
+            details=f"image {wanted[:12]}" + (f" is in {store.root} already" if already and store else ""),
+            hint="" if already else f"podman pull {name}",
+        )
+    if not image.layer:
+        raise UsageError(f"{name} has no layers: it is a manifest list or an artifact.", hint="name one of its images")
+    return Source(pod, graph, image)
+
+
+def plan(store: Store, found: Source, options: Options) -> tuple[Action, ...]:
+    """Return what has to be done now."""
+    return plan_migration(store.state(), found.image, found.diff_ids, options.format, replace=options.replace)
+
+
+def migrate(store: Store, found: Source, options: Options) -> tuple[Action, ...]:
+    """Do it and return what was done. On an error the store is as it was."""
+    image = found.image
+    with explained(store.root):
+        actions = plan(store, found, options)
+        if not any(isinstance(action, Squash | Share) for action in actions):
+            return _publish(store, found, options, None)
+        with store.lock(
+            name=f"image-{image.id}", doing=f"squash {_title(image)}", timeout=options.wait, on_wait=options.on_wait
+        ) as held:
+            actions = plan(store, found, options)
+            if not actions or isinstance(actions[0], Name | Drop):
+                return _publish(store, found, options, None)
+            staged = os.path.join(store.layout.staging, held.holder.token)
+            os.mkdir(staged)
+            try:
+                os.chmod(staged, store.modes()[0])
+                one = _stage(store, found, options, actions[0], staged)
+                store.step("staged")
+                return _publish(store, found, options, (one, staged, held))
+            finally:
+                shutil.rmtree(staged, ignore_errors=True)
+
+
+def _publish(
+    store: Store, found: Source, options: Options, new: tuple[Capsule, str, lease.Lease] | None
+) -> tuple[Action, ...]:
+    image = found.image
+    actions = plan(store, found, options)
+    if not actions:
+        return ()
+    with store.lock(doing=f"publish {_title(image)}", timeout=options.wait, on_wait=options.on_wait) as held:
+        actions = plan(store, found, options)
+        names = [action.name for action in actions if isinstance(action, Name)]
+        if new:
+            one, staged, image_lease = new
+            image_lease.check()
+            publish.add(store, one, staged, names, held)
+        else:
+            publish.collect(store)
+            publish.add_names(store, image.id, names, held)
+        for action in actions:
+            if isinstance(action, Drop):
+                publish.remove_image(store, action.image, held)
+    return actions
+
+
+def _stage(store: Store, found: Source, options: Options, action: Action, staged: str) -> Capsule:
+    """Fill the staging directory: squash file, Podman's big data, capsule.json; all of it durable."""
+    file = os.path.join(staged, "image.squashfs")
+    _copy_big_data(found, os.path.join(staged, "data"), store.modes())
+    if isinstance(action, Share):
+        other = store.state().capsules[action.other]
+        if _link(store.layout.squash(action.other), file):
+            return _write(staged, _capsule_like(found, other), store.modes()[1])
+        action = Squash(action.image, options.format)
+    made = squash.make(_job(found, options, staged, file), options.podman, found.store, options.progress, options.log)
+    os.chmod(file, store.modes()[1])
+    with open(file, "rb") as squashed:
+        os.fsync(squashed.fileno())
+    return _write(staged, _capsule(found, options, made), store.modes()[1])
+
+
+def _job(found: Source, options: Options, staged: str, file: str) -> Job:
+    image = found.image
+    binary = mksquashfs.probe(log=options.log)
+    mksquashfs.require(binary, options.format)
+    chain = found.graph.chain(image.layer)
+    splits = tuple(found.graph.tar_split(layer.id) for layer in chain)
+    runtime = os.path.join(staged, "run")
+    os.mkdir(runtime, 0o700)
+    return Job(
+        podman=options.podman.argv(),
+        image=image.id,
+        output=file,
+        binary=binary,
+        format=options.format,
+        created=squash.seconds_since_1970(image.created),
+        processors=options.processors,
+        copies=found.store.driver == "vfs",
+        tar_splits=splits if all(map(os.path.exists, splits)) else (),
+        owners_seen=tuple(sorted(frozenset[int]().union(*(layer.owners_seen for layer in chain)))),
+        owners_lost=found.store.ignores_chown_errors,
+        runtime_dir=runtime,
+    )
+
+
+def _copy_big_data(found: Source, target: str, modes: tuple[int, int]) -> None:
+    os.mkdir(target)
+    os.chmod(target, modes[0])
+    digests = found.image.raw.get("big-data-digests") or {}
+    for key in found.image.big_data:
+        path = found.graph.big_data_path(found.image.id, key)
+        with open(path, "rb") as file:
+            data = file.read()
+        digest = digests.get(key)
+        if isinstance(digest, str) and digest != f"sha256:{hashlib.sha256(data).hexdigest()}":
+            raise StoreError(f"Podman's own copy of {key} is damaged.", details=path, hint="pull the image again")
+        with atomic.replacing(os.path.join(target, layout.big_data_name(key)), mode=modes[1]) as copy:
+            copy.write(data)
+
+
+def _capsule(found: Source, options: Options, made: squash.Squashed) -> Capsule:
+    return Capsule(
+        image=found.image.id,
+        record={key: value for key, value in found.image.raw.items() if key not in _NOT_IN_RECORD},
+        diff_ids=found.diff_ids,
+        size=made.size,
+        sha256=made.sha256,
+        tree_bytes=made.tree_bytes,
+        entries=made.entries,
+        root_mode=made.root_mode,
+        compressor=options.format.compressor,
+        level=options.format.level,
+        block=options.format.block,
+        squashed=now(),
+        made_by=made_by(),
+        restored_owners=made.restored,
+    )
+
+
+def _capsule_like(found: Source, other: Capsule) -> Capsule:
+    record = {key: value for key, value in found.image.raw.items() if key not in _NOT_IN_RECORD}
+    return dataclasses.replace(other, image=found.image.id, record=record, squashed=now(), made_by=made_by())
+
+
+def _write(staged: str, one: Capsule, mode: int) -> Capsule:
+    with suppress(FileNotFoundError):
+        os.rmdir(os.path.join(staged, "run"))
+    atomic.replace_text(os.path.join(staged, "capsule.json"), one.to_json(), mode=mode)
+    return one
+
+
+def _link(source_file: str, target: str) -> bool:
+    try:
+        os.link(source_file, target)
+    except OSError:
+        return False
+    return True
+
+
+def now() -> str:
+    """Return the time as RFC 3339, to the microsecond: images are listed in this order."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def made_by() -> str:
+    """Return who runs this and where, for people."""
+    try:
+        user = pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        user = str(os.getuid())
+    return f"{user}@{os.uname().nodename}"
+
+
+def _title(image: Image) -> str:
+    return image.names[0] if image.names else image.id[:12]

@@ -1,0 +1,160 @@
+"""The squashfs writer of the host: what the found binary can do, its command line, its progress, its pseudo files.
+
+Building the command line is pure. Sources: mksquashfs(1) of squashfs-tools 4.4, 4.5.1 and 4.6.1, and trying 4.5.1.
+"""
+
+import os
+import re
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from squashmount import process
+from squashmount.errors import ToolError, UsageError
+
+OLDEST = (4, 4)
+"""4.4 made reproducible output the default and added -mkfs-time."""
+COMPRESSORS = ("gzip", "lz4", "xz", "zstd")
+_LEVELS = {"gzip": range(1, 10), "zstd": range(1, 23)}
+_INSTALL = "install squashfs-tools (Debian, Fedora, RHEL: package squashfs-tools)"
+
+
+@dataclass(frozen=True, slots=True)
+class Mksquashfs:
+    """A binary and what it can do. `compressors` is empty when the binary does not list them."""
+
+    path: str
+    version: tuple[int, ...]
+    compressors: frozenset[str] = frozenset()
+
+    @property
+    def excludes_xattrs(self) -> bool:
+        """-xattrs-exclude exists since 4.6."""
+        return self.version >= (4, 6)
+
+    @property
+    def sets_root(self) -> bool:
+        """-root-time, -root-uid … exist since 4.5; older ones cannot change `/` itself."""
+        return self.version >= (4, 5)
+
+    def __str__(self) -> str:
+        return ".".join(map(str, self.version))
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """What the squash file shall look like. `level` applies to gzip and zstd only; `block` is in bytes."""
+
+    compressor: str = "zstd"
+    level: int = 3
+    block: int = 131072
+
+    def checked(self) -> "Format":
+        """Return self, or raise UsageError for a level the compressor does not have."""
+        levels = _LEVELS.get(self.compressor)
+        if levels and self.level not in levels:
+            raise UsageError(f"{self.compressor} has levels {levels[0]} to {levels[-1]}, not {self.level}.")
+        return self
+
+    def __str__(self) -> str:
+        return f"{self.compressor}-{self.level}" if self.compressor in _LEVELS else self.compressor
+
+
+def probe(program: str = "mksquashfs", log: process.Log = process.quiet) -> Mksquashfs:
+    """Find the binary and ask for its version and compressors; ToolError when missing or older than 4.4."""
+    path = shutil.which(program) or shutil.which(program, path="/usr/sbin:/sbin:/usr/local/sbin")
+    if path is None:
+        raise ToolError(f"{program} is not installed or not on PATH.", hint=_INSTALL)
+    text = "".join(process.run_both(path, "-version", ok=(0, 1), log=log))
+    version = parse_version(text)
+    if version is None or version < OLDEST:
+        raise ToolError(
+            f"{path} is too old: squashfs-tools 4.4 or newer is needed.",
+            details=text.splitlines()[0] if text else "",
+            hint=_INSTALL,
+        )
+    usage = "".join(process.run_both(path, "-h", ok=(0, 1), log=log))
+    return Mksquashfs(path, version, parse_compressors(usage))
+
+
+def parse_version(text: str) -> tuple[int, ...] | None:
+    """Read `mksquashfs version 4.5.1 (2022/03/17)`; distributions append -git or -e4f8a2."""
+    found = re.search(r"mksquashfs version (\d+(?:\.\d+)+)", text)
+    return tuple(map(int, found[1].split("."))) if found else None
+
+
+def parse_compressors(usage: str) -> frozenset[str]:
+    """Read the names under `Compressors available:` of the usage text."""
+    found = re.search(r"Compressors available[^\n]*:\n((?:[ \t]+[a-z0-9]+(?: \(default\))?[ \t]*\n)+)", usage)
+    return frozenset(line.split()[0] for line in found[1].splitlines()) if found else frozenset()
+
+
+def require(binary: Mksquashfs, wanted: Format) -> None:
+    """Raise ToolError when the binary was built without the compressor."""
+    if binary.compressors and wanted.compressor not in binary.compressors:
+        raise ToolError(
+            f"{binary.path} {binary} was built without {wanted.compressor}.",
+            details="it has: " + ", ".join(sorted(binary.compressors)),
+            hint="choose another with --compressor, or " + _INSTALL,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One squash to be made. `xattrs` is `keep`, `none`, or `filter` (4.6 and newer). Times are seconds since 1970."""
+
+    root: str
+    output: str
+    format: Format
+    created: int
+    processors: int = 0
+    xattrs: str = "keep"
+    pseudo_file: str = ""
+    pseudo_definitions: tuple[bytes, ...] = ()
+
+
+UNWANTED_XATTRS = (
+    r"^(user|trusted)\.overlay\.|^user\.fuseoverlayfs\.|^user\.containers\.|^security\.(selinux|ima|evm)$|^system\."
+)
+"""What container storage and this host put on files. The image's own user.* and security.capability stay."""
+
+
+def command(binary: Mksquashfs, run: Run) -> list[str]:
+    """Return the command line; -exit-on-error because an unreadable file must not become an empty one."""
+    words = [binary.path, run.root, run.output, "-noappend", "-exit-on-error", "-progress", "-reproducible"]
+    words += ["-comp", run.format.compressor, "-b", str(run.format.block), "-mkfs-time", str(run.created)]
+    if run.format.compressor in _LEVELS:
+        words += ["-Xcompression-level", str(run.format.level)]
+    if run.processors:
+        words += ["-processors", str(run.processors)]
+    words += {"keep": ["-xattrs"], "none": ["-no-xattrs"], "filter": ["-xattrs-exclude", UNWANTED_XATTRS]}[run.xattrs]
+    if run.pseudo_file:
+        words += ["-pf", run.pseudo_file]
+    for definition in run.pseudo_definitions:
+        words += ["-p", os.fsdecode(definition)]
+    return words
+
+
+def modify(path: bytes, mode: int, uid: int, gid: int) -> bytes:
+    """Return the pseudo definition that gives `path` (relative to the root) another owner and mode."""
+    return b"%s m %o %d %d" % (escape(path), mode & 0o7777, uid, gid)
+
+
+def escape(path: bytes) -> bytes:
+    """Escape a name for a pseudo definition: white space ends a name, `"` quotes, `#` starts a comment line."""
+    return re.sub(rb'([ \t\n\v\f\r"\\#])', rb"\\\1", path)
+
+
+def split_definitions(definitions: Iterable[bytes]) -> tuple[bytes, tuple[bytes, ...]]:
+    """Return (text of a pseudo file, definitions that must go on the command line because a name holds a newline)."""
+    lines: list[bytes] = []
+    words: list[bytes] = []
+    for definition in definitions:
+        (words if b"\n" in definition else lines).append(definition)
+    return b"".join(line + b"\n" for line in lines), tuple(words)
+
+
+def parse_progress(text: str) -> int | None:
+    """Return the last percentage of a piece of the progress bar (`[===/ ] 123/456  27%`), or None."""
+    found = re.findall(r"\]\s+\d+/\d+\s+(\d+)%", text)
+    return int(found[-1]) if found else None

@@ -1,0 +1,87 @@
+"""What a migration will do, decided before anything is done. Pure: state and image in, actions out."""
+
+from dataclasses import dataclass
+
+from squashmount.ids import ImageId
+
+from .derive import State
+from .image import Image
+from .mksquashfs import Format
+
+
+@dataclass(frozen=True, slots=True)
+class Squash:
+    """Make a squash file from the mounted image."""
+
+    image: ImageId
+    format: Format
+
+    def describe(self) -> str:
+        """Return a line for people."""
+        return f"squash {self.image[:12]} with {self.format}, {self.format.block // 1024} KiB blocks"
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Use the squash file of an image that has the same layers (a hard link)."""
+
+    image: ImageId
+    other: ImageId
+
+    def describe(self) -> str:
+        """Return a line for people."""
+        return f"share the squash file of {self.other[:12]}, which has the same layers as {self.image[:12]}"
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    """Give the image a name, perhaps another image's."""
+
+    name: str
+    image: ImageId
+    taken_from: ImageId | None = None
+
+    def describe(self) -> str:
+        """Return a line for people."""
+        moved = f", which {self.taken_from[:12]} loses" if self.taken_from else ""
+        return f"name {self.image[:12]} {self.name}{moved}"
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Delete an image that lost its last name (`--replace`)."""
+
+    image: ImageId
+
+    def describe(self) -> str:
+        """Return a line for people."""
+        return f"delete {self.image[:12]}, which has no name left"
+
+
+Action = Squash | Share | Name | Drop
+
+
+def plan_migration(
+    state: State, image: Image, diff_ids: tuple[str, ...], wanted: Format, *, replace: bool = False
+) -> tuple[Action, ...]:
+    """Return what `mig` has to do; nothing when the image and all its names are there."""
+    actions: list[Action] = []
+    if image.id not in state.capsules:
+        actions.append(_content(state, image, diff_ids, wanted))
+    moved: set[ImageId] = set()
+    for name in sorted(image.names):
+        owner = state.names.get(name)
+        if owner != image.id:
+            actions.append(Name(name, image.id, owner))
+            moved |= {owner} if owner else set()
+    if replace:
+        actions += [Drop(old) for old in sorted(moved) if set(state.names_of(old)) <= set(image.names)]
+    return tuple(actions)
+
+
+def _content(state: State, image: Image, diff_ids: tuple[str, ...], wanted: Format) -> Squash | Share:
+    for other in state.capsules.values():
+        same_format = (other.compressor, other.level, other.block) == (wanted.compressor, wanted.level, wanted.block)
+        if diff_ids and all(diff_ids) and other.diff_ids == diff_ids and same_format:
+            return Share(image.id, other.image)
+    return Squash(image.id, wanted)

@@ -1,0 +1,231 @@
+"""Changes of the store, in an order that never shows a lie. All functions need the lock of the whole store.
+
+Adding: capsule → names → layer directories, links and big data → layers.json → images.json. The last rename shows the
+image and moves its names in one step. Removing is the mirror image, begun by a marker, so that the next writer ends a
+removal that was interrupted. `Store.step` is called between all steps.
+"""
+
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterable
+from contextlib import suppress
+
+from squashmount import atomic, jsonio, layout
+from squashmount.errors import StoreError
+from squashmount.ids import ImageId
+
+from . import derive, lease
+from .capsule import Capsule
+from .derive import State
+from .store import LOCK, WITHDRAWN, Store, ensure_directory, touch_lock
+
+
+def add(store: Store, one: Capsule, staged: str, names: Iterable[str], held: lease.Lease) -> None:
+    """Publish a finished staging directory as the capsule of an image, with names taken from whoever has them."""
+    collect(store)
+    target = store.layout.capsule(one.image)
+    store.step("before capsule")
+    held.check()
+    if os.path.lexists(target):  # damaged, or the caller would not have squashed again
+        os.rename(target, _in_trash(store, one.image))
+    os.rename(staged, target)
+    atomic.sync_directory(store.layout.capsules)
+    store.step("after capsule")
+    add_names(store, one.image, names, held)
+
+
+def add_names(store: Store, image: ImageId, names: Iterable[str], held: lease.Lease) -> None:
+    """Give an image names; a name that another image has moves."""
+    for name in names:
+        record = _json({"name": name, "image": image})
+        atomic.replace_text(store.name_file(name), record, mode=store.modes()[1])
+        store.step("after name")
+    refresh(store, held)
+
+
+def remove_name(store: Store, name: str, held: lease.Lease) -> None:
+    """Take a name away; the image stays."""
+    collect(store)
+    with suppress(FileNotFoundError):
+        os.unlink(store.name_file(name))
+    store.step("after name removal")
+    refresh(store, held)
+
+
+def remove_image(store: Store, image: ImageId, held: lease.Lease) -> None:
+    """Withdraw an image and delete it."""
+    marker = os.path.join(store.layout.trash, f"{image}{WITHDRAWN}")
+    with open(marker, "wb"):
+        pass
+    atomic.sync_directory(store.layout.trash)
+    store.step("after marker")
+    refresh(store, held)
+    collect(store)
+
+
+def refresh(store: Store, held: lease.Lease) -> State:
+    """Make what Podman reads fit the capsules; writes only what differs."""
+    state = store.state()
+    paths = store.layout
+    _hide_removed(store, state, held)
+    for one in state.capsules.values():
+        _show_layer(store, one)
+        _show_data(store, one)
+        store.step("after layer directory")
+    held.check()
+    changed = _replace(store, paths.layers_json, derive.layers_json(state))
+    if changed:
+        touch_lock(paths.layers_lock, store.modes()[1])
+    store.step("after layers.json")
+    held.check()
+    if _replace(store, paths.images_json, derive.images_json(state)) or changed:
+        touch_lock(paths.images_lock, store.modes()[1])
+    store.step("after images.json")
+    _drop_extras(store, state)
+    return state
+
+
+def collect(store: Store) -> None:
+    """Finish interrupted removals and delete what dead writers left."""
+    for image in store.withdrawn():
+        for name, owner in store.names().items():
+            if owner == image:
+                os.unlink(store.name_file(name))
+        store.step("after names removal")
+        with suppress(FileNotFoundError):
+            os.rename(store.layout.capsule(image), _in_trash(store, image))
+        store.step("after capsule removal")
+        os.unlink(os.path.join(store.layout.trash, f"{image}{WITHDRAWN}"))
+    for entry in os.listdir(store.layout.trash):
+        _delete(os.path.join(store.layout.trash, entry))
+    store.step("after trash")
+    _sweep_staging(store)
+    paths = store.layout
+    for directory in (paths.ours, paths.names, paths.overlay, paths.links, paths.layers, paths.images):
+        for entry in os.listdir(directory):
+            if entry.startswith(atomic.TEMP_PREFIX):
+                _delete(os.path.join(directory, entry))
+    lease.sweep(paths.lock)
+
+
+def _sweep_staging(store: Store) -> None:
+    """Delete staging directories whose owner is gone: each bears the token of the lock its owner holds."""
+    alive = {holder.token for name, holder in lease.holders(store.layout.lock).items() if name != LOCK}
+    for entry in os.listdir(store.layout.staging):
+        if entry not in alive:
+            _delete(os.path.join(store.layout.staging, entry))
+
+
+def _hide_removed(store: Store, state: State, held: lease.Lease) -> None:
+    """Before a layer record goes, no image may point to it."""
+    path = store.layout.images_json
+    try:
+        with open(path, "rb") as file:
+            shown = jsonio.load_objects(file.read(), where=path)
+    except (FileNotFoundError, StoreError):
+        return  # nothing readable is shown; refresh() writes it anew
+    kept = [record for record in shown if record.get("id") in state.capsules]
+    if len(kept) != len(shown):
+        held.check()
+        _replace(store, path, _json(kept))
+        touch_lock(store.layout.images_lock, store.modes()[1])
+        store.step("after hiding")
+
+
+def _show_layer(store: Store, one: Capsule) -> None:
+    paths = store.layout
+    layer = layout.layer_of(one.image)
+    link = layout.link_of(layer)
+    mode = store.modes()[0]
+    ensure_directory(paths.layer(layer), mode)
+    ensure_directory(paths.diff(layer), one.root_mode)
+    for name in ("merged", "work", "empty"):
+        ensure_directory(os.path.join(paths.layer(layer), name), mode)
+    _replace(store, os.path.join(paths.layer(layer), "link"), link)
+    _symlink(os.path.join("..", layer, "diff"), paths.link(link))
+    squash = os.path.relpath(paths.squash(one.image), paths.links)
+    _symlink(squash, paths.link_squash(link))
+
+
+def _show_data(store: Store, one: Capsule) -> None:
+    source, target = store.layout.capsule_data(one.image), store.layout.image(one.image)
+    if _same_files(source, target):
+        return
+    mode = store.modes()[0]
+    temp = os.path.join(store.layout.images, f"{atomic.TEMP_PREFIX}{secrets.token_hex(8)}")
+    os.mkdir(temp)
+    os.chmod(temp, mode)
+    for entry in os.listdir(source):
+        with open(os.path.join(source, entry), "rb") as old, atomic.replacing(os.path.join(temp, entry)) as new:
+            shutil.copyfileobj(old, new)
+    if os.path.lexists(target):
+        os.rename(target, os.path.join(store.layout.images, f"{atomic.TEMP_PREFIX}{secrets.token_hex(8)}"))
+    os.rename(temp, target)
+
+
+def _same_files(one: str, other: str) -> bool:
+    try:
+        if sorted(os.listdir(one)) != sorted(os.listdir(other)):
+            return False
+    except FileNotFoundError:
+        return False
+    return all(
+        os.path.getsize(os.path.join(one, entry)) == os.path.getsize(os.path.join(other, entry))
+        for entry in os.listdir(one)
+    )
+
+
+def _drop_extras(store: Store, state: State) -> None:
+    paths = store.layout
+    layers = {layout.layer_of(image) for image in state.capsules}
+    links = {layout.link_of(layer) for layer in layers}
+    for link in os.listdir(paths.links):
+        if link.removesuffix(".squash") not in links:
+            _delete(os.path.join(paths.links, link))
+    for layer in os.listdir(paths.overlay):
+        if layer != "l" and layer not in layers:
+            _delete(os.path.join(paths.overlay, layer))
+    for entry in os.listdir(paths.images):
+        if len(entry) == 64 and entry not in state.capsules:
+            _delete(os.path.join(paths.images, entry))
+
+
+def _symlink(target: str, path: str) -> None:
+    try:
+        if os.readlink(path) == target:
+            return
+    except OSError:
+        pass
+    temp = os.path.join(os.path.dirname(path), f"{atomic.TEMP_PREFIX}{secrets.token_hex(8)}")
+    os.symlink(target, temp)
+    os.rename(temp, path)
+
+
+def _replace(store: Store, path: str, text: str) -> bool:
+    """Replace a file if its text differs; return whether it did."""
+    try:
+        with open(path, "rb") as file:
+            if file.read() == text.encode():
+                return False
+    except FileNotFoundError:
+        pass
+    atomic.replace_text(path, text, mode=store.modes()[1])
+    return True
+
+
+def _in_trash(store: Store, image: ImageId) -> str:
+    return os.path.join(store.layout.trash, f"{image}-{secrets.token_hex(4)}")
+
+
+def _delete(path: str) -> None:
+    if os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(FileNotFoundError):
+            os.unlink(path)
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, separators=(",", ":"))

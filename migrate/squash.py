@@ -1,0 +1,110 @@
+"""Makes one squash file: starts `inside.py` where the image can be mounted, follows its progress, checks the result."""
+
+import hashlib
+import os
+import select
+import sys
+import tempfile
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from squashmount import errors, jsonio, process
+from squashmount.errors import SpaceError, SquashmountError, ToolError
+
+from . import superblock
+from .job import Job
+from .progress import Progress
+from .source import Podman, PodmanStore
+
+_NO_SPACE = ("No space left on device", "Disk quota exceeded")
+
+
+@dataclass(frozen=True, slots=True)
+class Squashed:
+    """The finished file. Sizes are in bytes; `restored` counts files whose owner came from the layer headers."""
+
+    path: str
+    size: int
+    sha256: str
+    inodes: int
+    entries: int
+    tree_bytes: int
+    root_mode: int
+    restored: int
+
+
+def seconds_since_1970(created: str) -> int:
+    """Convert the RFC 3339 time of an image record; times before 1970 and Go's zero time become 0."""
+    try:
+        stamp = datetime.fromisoformat(created[:19] + "+00:00")
+    except ValueError:
+        return 0
+    return min(max(0, int((stamp - datetime(1970, 1, 1, tzinfo=UTC)).total_seconds())), 2**32 - 1)
+
+
+def make(job: Job, podman: Podman, store: PodmanStore, progress: Progress, log: process.Log) -> Squashed:
+    """Squash the image to `job.output`. Raises ToolError, SpaceError or HostError; the caller removes the file."""
+    helper = (sys.executable, "-P", "-m", "squashmount.migrate.inside")
+    argv = podman.argv("unshare", *helper) if store.rootless else helper
+    report = _follow(argv, job, progress, log)
+    progress.step("checksum")
+    digest, size = _checksum(job.output)
+    block = superblock.read(job.output)
+    if not block.bytes_used <= size < block.bytes_used + 65536:
+        raise ToolError("mksquashfs wrote an incomplete file.", details=f"{size} bytes, {block.bytes_used} used")
+    return Squashed(
+        path=job.output,
+        size=size,
+        sha256=digest,
+        inodes=block.inodes,
+        entries=jsonio.get_int(report, "entries"),
+        tree_bytes=jsonio.get_int(report, "bytes"),
+        root_mode=jsonio.get_int(report, "root_mode"),
+        restored=jsonio.get_int(report, "restored"),
+    )
+
+
+def _follow(argv: tuple[str, ...], job: Job, progress: Progress, log: process.Log) -> jsonio.JsonObject:
+    with tempfile.TemporaryFile() as stderr, process.started(*argv, stderr=stderr, grace=10.0, log=log) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        child.stdin.write(job.to_json())
+        child.stdin.flush()
+        progress.step("squash")
+        buffer = b""
+        while True:
+            ready, _, _ = select.select([child.stdout], [], [], 1.0)
+            progress.tick()
+            if not ready:
+                continue
+            chunk = os.read(child.stdout.fileno(), 65536)
+            buffer += chunk
+            *lines, buffer = buffer.split(b"\n")
+            for line in lines:
+                message = jsonio.load_object(line, where="squash helper")
+                if "percent" in message:
+                    progress.percent(jsonio.get_int(message, "percent"))
+                elif "error" in message:
+                    raise _error(jsonio.get_object(message, "error"))
+                elif "done" in message:
+                    return jsonio.get_object(message, "done")
+            if not chunk:
+                stderr.seek(0)
+                raise ToolError(
+                    f"The squash helper ended early (exit status {child.wait()}).",
+                    details=stderr.read().decode("utf-8", "replace").strip()[-2000:],
+                )
+
+
+def _error(message: jsonio.JsonObject) -> SquashmountError:
+    brief, details = jsonio.get_str(message, "brief"), jsonio.get_str(message, "details", "")
+    if any(text in details for text in _NO_SPACE):
+        return SpaceError("No space for the squash file.", details=details, hint="free space in DIR or raise the quota")
+    kind = getattr(errors, jsonio.get_str(message, "kind"), ToolError)
+    error: SquashmountError = kind(brief, details=details, hint=jsonio.get_str(message, "hint", ""))
+    return error
+
+
+def _checksum(path: str) -> tuple[str, int]:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest(), os.fstat(file.fileno()).st_size
