@@ -1,0 +1,198 @@
+"""What a squash file means as a file system: node ids, attributes, ids shifted, names hidden. No FUSE in here.
+
+A node id says where the inode is (root 1, others the inode reference + 2), so that a server that was restarted knows
+every node the kernel still remembers. Errors: OSError with the errno to answer; DamagedError for a damaged file.
+"""
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from squashmount.ids import IdMap, to_outside
+from squashmount.squashfs.blocks import Buffer
+from squashmount.squashfs.directories import DirEntry
+from squashmount.squashfs.image import SquashImage
+from squashmount.squashfs.inodes import Inode
+
+ROOT = 1
+OVERFLOW_ID = 65534  # /proc/sys/kernel/overflowuid
+MAX_NAME = 255  # NAME_MAX; squashfs allows 256
+
+# What an overlay wrote about its own layers must not be read as if it were about ours.
+_HIDDEN = (b"user.overlay.", b"trusted.overlay.", b"user.fuseoverlayfs.", b"user.containers.", b"system.posix_acl_")
+
+
+class IdShift(NamedTuple):
+    """How the ids in the squash (container ids) are shown. The empty shift is the identity."""
+
+    uids: IdMap = ()
+    gids: IdMap = ()
+    single_uid: int | None = None
+    """Everything belongs to this user: for a user namespace with one id."""
+    single_gid: int | None = None
+
+    def uid(self, inside: int) -> int:
+        """Return the user id to show; one that the map lacks shows as 65534."""
+        return _shifted(self.uids, self.single_uid, inside)
+
+    def gid(self, inside: int) -> int:
+        """Return the group id to show; one that the map lacks shows as 65534."""
+        return _shifted(self.gids, self.single_gid, inside)
+
+
+class Attr(NamedTuple):
+    """What stat(2) shows; times in seconds, blocks of 512 bytes."""
+
+    ino: int
+    size: int
+    blocks: int
+    mtime: int
+    mode: int
+    nlink: int
+    uid: int
+    gid: int
+    rdev: int
+
+
+class Name(NamedTuple):
+    """One entry of a listing: `cookie` continues behind it."""
+
+    name: bytes
+    cookie: int
+    ino: int
+    kind: int
+    node: int
+    """0 for `.` and `..`."""
+
+
+class Usage(NamedTuple):
+    """What statfs(2) shows of a file system that is always full."""
+
+    block_size: int
+    blocks: int
+    files: int
+    max_name: int
+
+
+class Tree:
+    """One squash file, shown with shifted ids. Safe for threads."""
+
+    def __init__(self, image: SquashImage, shift: IdShift = IdShift()) -> None:  # noqa: B008 - a frozen value
+        """Use the image, which stays the caller's to close."""
+        self.image = image
+        self._shift = shift
+        self._root_ref = image.root_ref
+        # Both bounded by the 65536 entries of an id table.
+        self._uids: dict[int, int] = {}
+        self._gids: dict[int, int] = {}
+
+    @property
+    def has_xattrs(self) -> bool:
+        """Whether any file has extended attributes, shown or hidden."""
+        return self.image.has_xattrs
+
+    def attr(self, node: int) -> Attr:
+        """Return the attributes of a node."""
+        return self._attr(self._inode(node))
+
+    def lookup(self, parent: int, name: bytes) -> tuple[int, Attr]:
+        """Return (node, attributes) of a name; `.` and `..` work too (for file handles). ENOENT, ENOTDIR."""
+        inode = self._inode(parent)
+        if name == b".":
+            return parent, self._attr(inode)
+        if name == b"..":
+            node = self._parent(inode)
+            return node, self.attr(node)
+        entry = self.image.lookup(inode, name)
+        if entry is None:
+            raise _error(errno.ENOENT)
+        return self._child(entry)
+
+    def readdir(self, node: int, cookie: int) -> Iterator[Name]:
+        """Yield the entries from a cookie, 0 the first; `.` and `..` come first. ENOTDIR."""
+        inode = self._inode(node)
+        listing = self.image.entries_from(inode, max(0, cookie - 2))
+        if cookie < 1:
+            yield Name(b".", 1, inode.number, stat.S_IFDIR, 0)
+        if cookie < 2:
+            yield Name(b"..", 2, inode.number if node == ROOT else inode.parent, stat.S_IFDIR, 0)
+        for after, entry in listing:
+            if len(entry.name) <= MAX_NAME:
+                yield Name(entry.name, after + 2, entry.number, entry.kind, entry.ref + 2)
+
+    def read(self, node: int, offset: int, size: int) -> list[Buffer]:
+        """Return bytes of a regular file as buffers that share memory with the cache. EISDIR, EINVAL."""
+        return self.image.parts(self._inode(node), offset, size)
+
+    def readlink(self, node: int) -> bytes:
+        """Return a link's target; EINVAL for other kinds."""
+        return self.image.readlink(self._inode(node))
+
+    def xattr_names(self, node: int) -> list[bytes]:
+        """Return the names of the attributes that are shown."""
+        return [name for name in self.image.xattrs(self._inode(node)) if not name.startswith(_HIDDEN)]
+
+    def xattr(self, node: int, name: bytes) -> bytes:
+        """Return one attribute; ENODATA."""
+        value = None if name.startswith(_HIDDEN) else self.image.xattrs(self._inode(node)).get(name)
+        if value is None:
+            raise _error(errno.ENODATA)
+        return value
+
+    def usage(self) -> Usage:
+        """Return the numbers of statfs(2)."""
+        block = self.image.superblock
+        return Usage(block.block_size, -(-block.bytes_used // block.block_size), block.inode_count, MAX_NAME)
+
+    def cache_counts(self) -> tuple[int, int]:
+        """Return how many blocks were found decoded, and how many had to be decoded."""
+        return self.image.cache.hits, self.image.cache.misses
+
+    def _inode(self, node: int) -> Inode:
+        return self.image.inode(self._root_ref if node == ROOT else node - 2)
+
+    def _child(self, entry: DirEntry) -> tuple[int, Attr]:
+        inode = self.image.inode(entry.ref)
+        return entry.ref + 2, self._attr(inode)
+
+    def _parent(self, inode: Inode) -> int:
+        if inode.kind != stat.S_IFDIR:
+            raise _error(errno.ENOTDIR)
+        if inode.ref == self._root_ref:
+            return ROOT
+        ref = self.image.ref_of(inode.parent)
+        if ref is None:
+            raise _error(errno.ENOENT)
+        return ROOT if ref == self._root_ref else ref + 2
+
+    def _attr(self, inode: Inode) -> Attr:
+        uid = self._uids.get(inode.uid)
+        if uid is None:
+            uid = self._uids[inode.uid] = self._shift.uid(inode.uid)
+        gid = self._gids.get(inode.gid)
+        if gid is None:
+            gid = self._gids[inode.gid] = self._shift.gid(inode.gid)
+        return Attr(
+            inode.number,
+            inode.size,
+            (inode.size + 511) >> 9,
+            inode.mtime,
+            inode.kind | inode.mode,
+            inode.nlink,
+            uid,
+            gid,
+            inode.rdev,
+        )
+
+
+def _shifted(id_map: IdMap, single: int | None, inside: int) -> int:
+    if single is not None:
+        return single
+    outside = to_outside(id_map, inside)
+    return OVERFLOW_ID if outside is None else outside
+
+
+def _error(number: int) -> OSError:
+    return OSError(number, os.strerror(number))
