@@ -37,6 +37,9 @@ CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
 
+PR_SET_PDEATHSIG = 1
+SIGKILL = 9  # the signal module costs an import of enum at every container start
+
 Name = str | bytes
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -64,6 +67,11 @@ def unshare(flags: int) -> None:
 def setns(fd: int, flags: int = 0) -> None:
     """Enter the namespace `fd` refers to (man 2 setns); `flags` names the kind expected, 0 for any."""
     _check(_libc.setns(fd, flags), None)
+
+
+def die_with_parent() -> None:
+    """Ask the kernel for SIGKILL when the parent *thread* ends (prctl(2), PR_SET_PDEATHSIG)."""
+    _check(_libc.prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0), None)
 
 
 def _raw(value: Name | None) -> bytes | None:

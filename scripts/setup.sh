@@ -1,0 +1,66 @@
+# shellcheck shell=bash
+# Sourced by scripts/demo and scripts/test: installs what is missing and makes the virtual environment.
+# Root installs packages; an ordinary user is told what is missing, and the scripts go on with what works.
+
+top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+venv="$top/.venv"
+
+# program:Debian package:Fedora/RHEL package
+needed_to_run="podman:podman:podman crun:crun:crun newuidmap:uidmap:shadow-utils fuse-overlayfs:fuse-overlayfs:fuse-overlayfs
+  fusermount3:fuse3:fuse3 mksquashfs:squashfs-tools:squashfs-tools setpriv:util-linux:util-linux
+  busybox:busybox-static:busybox docker-registry:docker-registry:docker-distribution"
+needed_to_test="squashfuse_ll:squashfuse:squashfuse debootstrap:debootstrap:debootstrap setfattr:attr:attr
+  setcap:libcap2-bin:libcap slirp4netns:slirp4netns:slirp4netns catatonit:catatonit:catatonit"
+
+say() { printf '%s\n' "$*" >&2; }
+
+install_programs() { # "program:deb:rpm ..." : install the packages of the programs that are missing
+  local entry program deb rpm missing=() debs=() rpms=()
+  for entry in $1; do
+    IFS=: read -r program deb rpm <<<"$entry"
+    PATH="$PATH:/usr/sbin:/sbin" command -v "$program" >/dev/null || { missing+=("$program"); debs+=("$deb"); rpms+=("$rpm"); }
+  done
+  [ -n "$(find_python)" ] || { missing+=("python >= 3.11"); debs+=(python3 python3-venv); rpms+=(python3.11); }
+  "$(find_python || echo false)" -c 'import ensurepip' 2>/dev/null || { missing+=("python venv"); debs+=(python3-venv); }
+  [ ${#missing[@]} = 0 ] && return
+  if [ "$(id -u)" != 0 ]; then
+    say "Missing programs: ${missing[*]}"
+    say "  as root on Debian: apt-get install ${debs[*]}"
+    say "  as root on Fedora or RHEL: dnf install ${rpms[*]:-${debs[*]}}"
+    say "Going on with what works."
+  elif command -v apt-get >/dev/null; then
+    say "Installing: ${debs[*]}"
+    apt_install "${debs[@]}"
+  elif command -v dnf >/dev/null; then
+    say "Installing: ${rpms[*]}"
+    dnf install -y "${rpms[@]}" >&2
+  else
+    say "Neither apt-get nor dnf is here; install by hand: ${missing[*]}"
+  fi
+}
+
+apt_install() { # services that the packages bring (a registry, a Slurm daemon) must not start on this machine
+  local rc=0 policy=/usr/sbin/policy-rc.d made=
+  [ -e "$policy" ] || { printf '#!/bin/sh\nexit 101\n' >"$policy"; chmod 755 "$policy"; made=1; }
+  { apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -yq --no-install-recommends "$@"; } >&2 </dev/null || rc=$?
+  [ -z "$made" ] || rm -f "$policy"
+  return "$rc"
+}
+
+find_python() { # the system's own Python: one below somebody's home cannot be executed by the test users
+  local python
+  for python in /usr/bin/python3 /usr/bin/python3.{14,13,12,11} /usr/local/bin/python3; do
+    [ -x "$python" ] && "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' && { echo "$python"; return; }
+  done
+  return 1
+}
+
+make_venv() { # EXTRA: an editable install of this checkout with the extra "test", remade when pyproject.toml changes
+  local stamp="$venv/.made-from" want
+  want="$(find_python) $1 $(sha256sum <"$top/pyproject.toml")"
+  [ "$(cat "$stamp" 2>/dev/null)" = "$want" ] && return
+  say "Making the virtual environment $venv"
+  "$(find_python)" -m venv --clear "$venv"
+  "$venv/bin/pip" install -q --disable-pip-version-check -e "$top$1" 2>&1 | grep -v '^WARNING: Location' >&2 || true
+  "$venv/bin/python" -c 'import squashmount.errors' && echo "$want" >"$stamp"
+}

@@ -1,0 +1,160 @@
+"""The commands people type: `squashmount mount | umount | ps | reap`."""
+
+import argparse
+import fcntl
+import json
+import os
+import sys
+import time
+from contextlib import suppress
+from typing import Any
+
+from . import linux
+from .config import load_config
+from .errors import EXIT_INTERRUPTED, HostError, SquashmountError, UsageError
+from .keeper import ServerDir, clear_dead, is_mounted
+from .runtime import state_dir
+
+
+def command(arguments: list[str]) -> int:
+    """Parse and run one command; returns its exit code, raises SquashmountError."""
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="squashmount",
+        description="Mount squash files. As `squashmount -o OPTIONS TARGET` this is the mount program Podman calls.",
+        epilog="Exit codes: 0 done, 2 wrong use, 8 a program failed, 9 this machine cannot, 10 damaged squash file.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    mount = commands.add_parser("mount", help="mount a squash file on a directory; returns when it is mounted")
+    mount.add_argument("file", metavar="FILE")
+    mount.add_argument("directory", metavar="DIR")
+    mount.set_defaults(run=_mount)
+    umount = commands.add_parser("umount", help="unmount it again; its server ends by itself")
+    umount.add_argument("directory", metavar="DIR")
+    umount.set_defaults(run=_umount)
+    ps = commands.add_parser("ps", help="list the servers of this user on this node")
+    ps.add_argument("--json", action="store_true")
+    ps.set_defaults(run=_ps)
+    reap = commands.add_parser(
+        "reap", help="clear away what killed servers left (for an epilog: run in `podman unshare`)"
+    )
+    reap.set_defaults(run=_reap)
+    return parser
+
+
+def _mount(options: argparse.Namespace) -> int:
+    from .standalone import mount_file  # noqa: PLC0415 - the reader is needed by this command only
+
+    mount_file(options.file, options.directory, load_config())
+    return 0
+
+
+def _umount(options: argparse.Namespace) -> int:
+    directory = os.path.realpath(options.directory)
+    if not is_mounted(directory):
+        raise UsageError(f"Nothing is mounted on {options.directory}.")
+    try:
+        linux.umount(directory)
+    except PermissionError:
+        from .process import run  # noqa: PLC0415 - subprocess is needed by this branch only
+
+        run("fusermount3", "-u", directory, hint="as root: apt-get install fuse3 (dnf install fuse3)")
+    except OSError as err:
+        raise SquashmountError(
+            f"Cannot unmount {options.directory}.", details=str(err), hint=f"see who uses it: fuser -vm {directory}"
+        ) from err
+    return 0
+
+
+def _servers() -> list[ServerDir]:
+    try:
+        state = os.path.realpath(state_dir(load_config(), dict(os.environ)))
+    except HostError as err:
+        err.hint = err.hint or "inside Podman's namespace: podman unshare squashmount ps"
+        raise
+    names = sorted(os.listdir(state))
+    return [ServerDir(os.path.join(state, name)) for name in names if os.path.exists(os.path.join(state, name, "lock"))]
+
+
+def _ps(options: argparse.Namespace) -> int:
+    rows = [row for place in _servers() if (row := _row(place))]
+    if options.json:
+        sys.stdout.write(json.dumps(rows, indent=2) + "\n")
+        return 0
+    lines = [("SERVER", "STATE", "ENGINE", "PID", "USERS", "UP", "MEMORY", "REQUESTS", "HITS", "SQUASH")]
+    lines += [
+        (
+            row["server"],
+            row["state"],
+            row["engine"],
+            str(row["worker"]),
+            str(len(row["users"])),
+            f"{row['up_seconds']:.0f}s",
+            f"{row['pss_kib'] / 1024:.1f}MiB",
+            str(row["stats"].get("requests", "-")),
+            _percent(row["stats"]),
+            row["squash"],
+        )
+        for row in rows
+    ]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    for line in lines:
+        sys.stdout.write("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() + "\n")
+    return 0
+
+
+def _percent(stats: dict[str, Any]) -> str:
+    hits, misses = int(stats.get("cache_hits", 0)), int(stats.get("cache_misses", 0))
+    return f"{100 * hits // (hits + misses)}%" if hits + misses else "-"
+
+
+def _row(place: ServerDir) -> dict[str, Any] | None:
+    try:
+        with open(place.info, encoding="utf-8") as file:
+            info = json.load(file)
+    except (FileNotFoundError, ValueError):
+        return None
+    stats: dict[str, Any] = {}
+    with suppress(FileNotFoundError, ValueError), open(place.stats, encoding="utf-8") as file:
+        stats = json.load(file)
+    return {
+        "server": os.path.basename(place.path),
+        "state": "serving" if place.is_alive() else "dead",
+        "up_seconds": time.time() - info.pop("started"),
+        "pss_kib": _pss_kib(info["supervisor"]) + _pss_kib(info["worker"]),
+        "users": sorted(place.leased().values()),
+        "stats": stats,
+        **info,
+    }
+
+
+def _pss_kib(pid: int) -> int:
+    """Return the proportional set size in KiB (proc(5), smaps_rollup); 0 when it cannot be read."""
+    with suppress(OSError), open(f"/proc/{pid}/smaps_rollup", encoding="ascii") as file:
+        for line in file:
+            if line.startswith("Pss:"):
+                return int(line.split()[1])
+    return 0
+
+
+def _reap(_options: argparse.Namespace) -> int:
+    for place in _servers():
+        lock = os.open(place.lock, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not place.is_alive():
+                clear_dead(place)
+                place.remove()
+                sys.stdout.write(f"removed {place.path}\n")
+        except BlockingIOError:
+            continue
+        finally:
+            os.close(lock)
+    return 0

@@ -1,0 +1,129 @@
+"""Put the overlay on Podman's target: kernel overlay, or fuse-overlayfs. Both return only when it is mounted."""
+
+import errno
+import os
+from contextlib import ExitStack, suppress
+
+from . import linux
+from .errors import HostError, ToolError
+from .host import Host
+from .plan import MountPlan
+from .request import MountRequest, escape_path
+
+PAGE = 4096
+"""mount(2): "data … at most a page"; longer option strings are cut without a word."""
+
+_RECORD = "squashmount-overlay"
+
+
+def mount_kernel(request: MountRequest, plan: MountPlan, squash_root: str, empty: str, *, userns: bool) -> None:
+    """Mount kernel overlay on the target. Raises OSError with the kernel's errno.
+
+    `squash_root` is where the server shows the squash, `empty` an empty directory: without an upper layer the kernel
+    wants at least two lowers.
+    """
+    lowers = [*plan.above, squash_root]
+    if request.upper is None and len(lowers) == 1:
+        lowers.append(empty)
+    options = [*request.kernel_options]
+    if userns and "userxattr" not in options:
+        # trusted.* xattrs need privilege over the machine (overlayfs.rst, "userxattr")
+        options.append("userxattr")
+    if request.context:
+        options.append(f"context={request.context}")
+    if request.volatile and request.upper is not None:
+        options.append("volatile")
+        _allow_volatile_again(request.work or "")
+    with ExitStack() as stack:
+        data = _data(lowers, request, options)
+        if len(os.fsencode(data)) >= PAGE:
+            # only the squash root keeps its name: mountinfo then tells which server an overlay uses
+            lowers = [path if path == squash_root else _short(path, stack) for path in lowers]
+            data = _data(lowers, request, options)
+        if len(os.fsencode(data)) >= PAGE:
+            raise OSError(errno.E2BIG, os.strerror(errno.E2BIG), request.target)
+        linux.mount("overlay", request.target, "overlay", request.flags, data)
+
+
+def _data(lowers: list[str], request: MountRequest, options: list[str]) -> str:
+    parts = ["lowerdir=" + ":".join(map(escape_path, lowers))]
+    if request.upper is not None and request.work is not None:
+        parts += [f"upperdir={escape_path(request.upper)}", f"workdir={escape_path(request.work)}"]
+    return ",".join(parts + options)
+
+
+def _short(path: str, stack: ExitStack) -> str:
+    # proc(5): a lookup of /proc/self/fd/N goes to the open directory; containers-storage does the same for long lists
+    fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    stack.callback(os.close, fd)
+    return f"/proc/self/fd/{fd}"
+
+
+def _allow_volatile_again(work: str) -> None:
+    # overlayfs.rst, "Volatile mount": after an unclean end the kernel refuses the upper layer until this is gone.
+    # Podman asks for volatile only for containers whose content nobody keeps (--rm).
+    with suppress(FileNotFoundError):
+        os.rmdir(os.path.join(work, "work", "incompat", "volatile"))
+
+
+def mount_fuse_overlayfs(request: MountRequest, plan: MountPlan, squash_root: str, host: Host) -> None:
+    """Mount fuse-overlayfs on the target, with Podman's options except for the lowers. Raises ToolError, HostError."""
+    from .process import run  # noqa: PLC0415 - subprocess costs 8 ms, paid only on this branch
+
+    if host.fuse_overlayfs is None:
+        raise _no_fuse_overlayfs(plan.reason)
+    lowers = ":".join(_twice_escaped(path) for path in [*plan.above, squash_root])
+    options = ",".join([f"lowerdir={lowers}", *_other_options(request)])
+    run(host.fuse_overlayfs, "-o", options, request.target)
+    if not os.path.ismount(request.target):
+        raise ToolError(f"fuse-overlayfs ended well but mounted nothing on {request.target}.")
+
+
+def _other_options(request: MountRequest) -> list[str]:
+    from .request import split_options  # noqa: PLC0415 - keeps the import beside its one use
+
+    return [option for option in split_options(request.raw) if not option.startswith("lowerdir=")]
+
+
+def _twice_escaped(path: str) -> str:
+    # libfuse takes one level of backslashes away (fuse_opt_parse(3)) before fuse-overlayfs splits at colons
+    once = path.replace("\\", "\\\\").replace(":", "\\:")
+    return once.replace("\\", "\\\\").replace(",", "\\,")
+
+
+def hand_over(request: MountRequest, host: Host) -> None:
+    """Become fuse-overlayfs with exactly the arguments Podman gave. Returns only by an exception."""
+    if host.fuse_overlayfs is None:
+        raise _no_fuse_overlayfs("no layer of this image has a squash file")
+    os.execv(host.fuse_overlayfs, [host.fuse_overlayfs, "-o", request.raw, request.target])  # noqa: S606 - that is the job
+
+
+def _no_fuse_overlayfs(reason: str) -> HostError:
+    return HostError(
+        "fuse-overlayfs is needed for this container but is not installed.",
+        details=reason,
+        hint="as root: apt-get install fuse-overlayfs (dnf install fuse-overlayfs)",
+    )
+
+
+def recorded_kind(request: MountRequest) -> str:
+    """Return the kind of overlay that wrote this container's upper layer before, "" for a new or read-only one."""
+    if request.work is None:
+        return ""
+    try:
+        with open(_record(request.work), encoding="ascii") as file:
+            kind = file.read(16)
+    except FileNotFoundError:
+        return ""
+    return kind if kind in {"kernel", "fuse"} else ""
+
+
+def record_kind(request: MountRequest, kind: str) -> None:
+    """Remember the kind beside the upper layer; Podman removes it with the container. `--rm` needs no memory."""
+    if request.work is not None and not request.volatile:
+        with open(_record(request.work), "w", encoding="ascii") as file:
+            file.write(kind)
+
+
+def _record(work: str) -> str:
+    return os.path.join(os.path.dirname(os.path.abspath(work)), _RECORD)

@@ -1,0 +1,99 @@
+"""Fixtures of the lab (tests/lab.py): the installed product, users, a registry, images, a store.
+
+Everything is made once a session inside scripts/lab and disappears with it. `alice` owns images and the store, `bob` is
+another user with an id range of his own, `solo` has no range (single-id map).
+"""
+
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from lab import Node, User, build_busybox, install_product, make_user, registry
+
+pytestmark = [pytest.mark.needs_root, pytest.mark.needs_fuse, pytest.mark.needs_podman]
+
+
+@pytest.fixture(scope="session")
+def lab() -> Path:
+    return Path(os.environ["LAB"])
+
+
+@pytest.fixture(scope="session")
+def product(lab: Path) -> Path:
+    return install_product(lab)
+
+
+@pytest.fixture(scope="session")
+def alice(lab: Path) -> User:
+    return make_user(lab, "alice", 2001)
+
+
+@pytest.fixture(scope="session")
+def bob(lab: Path) -> User:
+    return make_user(lab, "bob", 2002)
+
+
+@pytest.fixture(scope="session")
+def solo(lab: Path) -> User:
+    return make_user(lab, "solo", 2003, subids=None)
+
+
+@pytest.fixture(scope="session")
+def registry_address(lab: Path) -> Iterator[str]:
+    with registry(lab) as address:
+        yield address
+
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture
+def make_node(product: Path) -> Iterator[Callable[..., Node]]:
+    """Make nodes that are closed (and checked for leftovers) after the test."""
+    nodes: list[Node] = []
+
+    def make(user: User, **options: object) -> Node:
+        node = Node(user, f"n{next(_numbers)}", product, **options)  # type: ignore[arg-type]
+        nodes.append(node)
+        return node
+
+    yield make
+    for node in reversed(nodes):
+        node.close()
+
+
+@pytest.fixture(scope="session")
+def login(product: Path, alice: User) -> Iterator[Node]:
+    """Alice's login node: an ordinary Podman that sees no store."""
+    node = Node(alice, "login", product)
+    yield node
+    node.close()
+
+
+@pytest.fixture(scope="session")
+def store(lab: Path, alice: User) -> Path:
+    """An empty DIR of alice's on the "shared file system"."""
+    path = lab / "store"
+    path.mkdir(mode=0o755)
+    os.chown(path, alice.uid, alice.gid)
+    return path
+
+
+@pytest.fixture(scope="session")
+def busybox(login: Node, store: Path, registry_address: str) -> str:
+    """A small image: pushed to the registry, pulled from it, squashed into the store."""
+    name = f"{registry_address}/busybox:1"
+    build_busybox(login, name)
+    login.podman("push", "--tls-verify=false", name).ok()
+    login.podman("rmi", "--all", "--force").ok()
+    login.podman("pull", "--tls-verify=false", name).ok()
+    login.migrate("mig", name, str(store)).ok()
+    return name
+
+
+@pytest.fixture
+def compute(make_node: Callable[..., Node], alice: User, store: Path) -> Node:
+    """A compute node of alice's: an empty graphroot that sees only the store."""
+    return make_node(alice, stores=(store,))
