@@ -1,4 +1,4 @@
-"""A capsule: everything about one image in the store. Immutable once published; see squashmount.layout for its files."""
+"""A capsule: everything about one image in the store. Immutable once published; squashmount.layout names its files."""
 
 import json
 import os

@@ -9,19 +9,22 @@ is in a PID namespace whose first process dies with its parent (pid_namespaces(7
 """
 
 import ctypes
+import hashlib
 import json
 import os
 import select
 import signal
+import stat
 import sys
 import tempfile
 from contextlib import ExitStack, suppress
+from dataclasses import asdict
 from typing import Any
 
-from squashmount import linux, process
+from squashmount import ids, linux, process
 from squashmount.errors import HostError, SquashmountError, ToolError
 
-from . import mksquashfs, owners, survey
+from . import mksquashfs, owners, readback, survey
 from .job import Job
 
 _PR_SET_PDEATHSIG = 1
@@ -73,30 +76,55 @@ def _squash(job: Job) -> dict[str, Any]:
         root = _mounted(job, stack)
         found = survey.survey(root)
         restored = _owners_to_restore(job, root, found)
-        pseudo_text, definitions = mksquashfs.split_definitions(mksquashfs.modify(*fix) for fix in restored)
-        pseudo = ""
-        if pseudo_text:
-            file = stack.enter_context(tempfile.NamedTemporaryFile(prefix="squashmount-"))
-            file.write(pseudo_text)
-            file.flush()
-            pseudo = file.name
-        run = mksquashfs.Run(
-            root=root,
-            output=job.output,
-            format=job.format,
-            created=job.created,
-            processors=job.processors,
-            xattrs=_xattr_mode(job, found),
-            pseudo_file=pseudo,
-            pseudo_definitions=definitions,
-        )
+        run = _prepared(job, root, found, restored, stack)
         _run(mksquashfs.command(job.binary, run))
         return {
             "entries": found.entries,
             "bytes": found.size,
-            "root_mode": found.root_mode,
+            "root_mode": run.root_owner[0] if run.root_owner else found.root_mode,
             "restored": len(restored),
+            "samples": [asdict(sample) for sample in _samples(root, found, restored)],
         }
+
+
+def _samples(root: str, found: survey.Survey, restored: list[owners.Restored]) -> list[readback.Sample]:
+    """Return some files as they must be in the squash."""
+    fixed = {path: (mode, uid, gid) for path, mode, uid, gid in restored}
+    samples = []
+    for _, path in sorted(found.candidates)[: survey.SAMPLES]:
+        with open(os.path.join(os.fsencode(root), path), "rb") as file:
+            info = os.fstat(file.fileno())
+            mode, uid, gid = fixed.get(path, (stat.S_IMODE(info.st_mode), info.st_uid, info.st_gid))
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        samples.append(readback.Sample(path.decode("utf-8", "surrogateescape"), mode, uid, gid, digest))
+    return samples
+
+
+def _prepared(
+    job: Job, root: str, found: survey.Survey, restored: list[owners.Restored], stack: ExitStack
+) -> mksquashfs.Run:
+    """Write the pseudo file and decide about xattrs."""
+    top = next(((mode, uid, gid) for path, mode, uid, gid in restored if not path), None)
+    if top and not job.binary.sets_root:
+        raise ToolError(
+            f"mksquashfs {job.binary} cannot set the owner of the root directory.", hint="install squashfs-tools 4.5.1"
+        )
+    fixes = (mksquashfs.modify(*fix) for fix in restored if fix[0])
+    text, definitions = mksquashfs.split_definitions(fixes)
+    pseudo = os.path.join(stack.enter_context(tempfile.TemporaryDirectory(prefix="squashmount-")), "pseudo")
+    with open(pseudo, "wb") as file:
+        file.write(text)
+    return mksquashfs.Run(
+        root=root,
+        output=job.output,
+        format=job.format,
+        created=job.created,
+        processors=job.processors,
+        xattrs=_xattr_mode(job, found),
+        pseudo_file=pseudo if text else "",
+        pseudo_definitions=definitions,
+        root_owner=top,
+    )
 
 
 def _mounted(job: Job, stack: ExitStack) -> str:
@@ -117,8 +145,15 @@ def _is_mount(path: str) -> bool:
     return here.st_dev != parent.st_dev or here.st_ino == parent.st_ino
 
 
-def _owners_to_restore(job: Job, root: str, found: survey.Survey) -> list[tuple[bytes, int, int, int]]:
-    return owners.differences(root, job.tar_splits) if owners.lost(job, found.owners) else []
+def _owners_to_restore(job: Job, root: str, found: survey.Survey) -> list[owners.Restored]:
+    if not owners.lost(found.owners, job.owners_seen, ignored=job.owners_lost or _single_id()):
+        return []
+    return owners.differences(root, owners.merged(job.tar_splits))
+
+
+def _single_id() -> bool:
+    """Tell whether this user namespace maps one id only (no range in /etc/subuid)."""
+    return sum(entry.length for entry in ids.read_id_map("/proc/self/uid_map")) == 1
 
 
 def _xattr_mode(job: Job, found: survey.Survey) -> str:

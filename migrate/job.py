@@ -32,7 +32,7 @@ class Job:
 
     def to_json(self) -> bytes:
         """Return one line."""
-        value = asdict(self) | {"binary": {"path": self.binary.path, "version": list(self.binary.version)}}
+        value = asdict(self) | {"binary": asdict(self.binary) | {"compressors": []}}
         return json.dumps(value).encode() + b"\n"
 
     @classmethod
@@ -41,6 +41,6 @@ class Job:
         value = jsonio.load_object(line, where="job")
         binary = jsonio.get_object(value, "binary")
         made: jsonio.JsonObject = {key: tuple(item) if isinstance(item, list) else item for key, item in value.items()}
-        made["binary"] = Mksquashfs(str(binary["path"]), tuple(binary["version"]))
+        made["binary"] = Mksquashfs(str(binary["path"]), tuple(binary["version"]), sets_root=bool(binary["sets_root"]))
         made["format"] = Format(**jsonio.get_object(value, "format"))
         return cls(**made)

@@ -35,6 +35,7 @@ class Options:
     format: Format = field(default_factory=Format)
     processors: int = 0
     replace: bool = False
+    check: bool = True
     wait: float = 600.0
     on_wait: Callable[[str], None] = lambda _text: None
     log: process.Log = process.quiet
@@ -134,7 +135,8 @@ def _stage(store: Store, found: Source, options: Options, action: Action, staged
         if _link(store.layout.squash(action.other), file):
             return _write(staged, _capsule_like(found, other), store.modes()[1])
         action = Squash(action.image, options.format)
-    made = squash.make(_job(found, options, staged, file), options.podman, found.store, options.progress, options.log)
+    job = _job(found, options, staged, file)
+    made = squash.make(job, options.podman, found.store, options.progress, check=options.check, log=options.log)
     os.chmod(file, store.modes()[1])
     with open(file, "rb") as squashed:
         os.fsync(squashed.fileno())

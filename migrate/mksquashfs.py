@@ -21,21 +21,20 @@ _INSTALL = "install squashfs-tools (Debian, Fedora, RHEL: package squashfs-tools
 
 @dataclass(frozen=True, slots=True)
 class Mksquashfs:
-    """A binary and what it can do. `compressors` is empty when the binary does not list them."""
+    """A binary and what it can do.
+
+    `compressors` is empty when the binary does not list them; `sets_root` means that it has -root-uid, -root-time ….
+    """
 
     path: str
     version: tuple[int, ...]
     compressors: frozenset[str] = frozenset()
+    sets_root: bool = True
 
     @property
     def excludes_xattrs(self) -> bool:
         """-xattrs-exclude exists since 4.6."""
         return self.version >= (4, 6)
-
-    @property
-    def sets_root(self) -> bool:
-        """-root-time, -root-uid … exist since 4.5; older ones cannot change `/` itself."""
-        return self.version >= (4, 5)
 
     def __str__(self) -> str:
         return ".".join(map(str, self.version))
@@ -74,7 +73,7 @@ def probe(program: str = "mksquashfs", log: process.Log = process.quiet) -> Mksq
             hint=_INSTALL,
         )
     usage = "".join(process.run_both(path, "-h", ok=(0, 1), log=log))
-    return Mksquashfs(path, version, parse_compressors(usage))
+    return Mksquashfs(path, version, parse_compressors(usage), "-root-uid" in usage or version >= (4, 6))
 
 
 def parse_version(text: str) -> tuple[int, ...] | None:
@@ -101,7 +100,10 @@ def require(binary: Mksquashfs, wanted: Format) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One squash to be made. `xattrs` is `keep`, `none`, or `filter` (4.6 and newer). Times are seconds since 1970."""
+    """One squash to be made. `xattrs` is `keep`, `none`, or `filter` (4.6 and newer). Times are seconds since 1970.
+
+    `root_owner` is (mode, uid, gid) of `/` when it must be corrected: pseudo definitions cannot (tried with 4.5.1).
+    """
 
     root: str
     output: str
@@ -111,6 +113,7 @@ class Run:
     xattrs: str = "keep"
     pseudo_file: str = ""
     pseudo_definitions: tuple[bytes, ...] = ()
+    root_owner: tuple[int, int, int] | None = None
 
 
 UNWANTED_XATTRS = (
@@ -128,6 +131,11 @@ def command(binary: Mksquashfs, run: Run) -> list[str]:
     if run.processors:
         words += ["-processors", str(run.processors)]
     words += {"keep": ["-xattrs"], "none": ["-no-xattrs"], "filter": ["-xattrs-exclude", UNWANTED_XATTRS]}[run.xattrs]
+    if binary.sets_root:  # the mtime of `/` is often the moment of the pull: no header of any layer sets it
+        words += ["-root-time", str(run.created)]
+    if run.root_owner:
+        mode, uid, gid = run.root_owner
+        words += ["-root-mode", f"{mode:o}", "-root-uid", str(uid), "-root-gid", str(gid)]
     if run.pseudo_file:
         words += ["-pf", run.pseudo_file]
     for definition in run.pseudo_definitions:

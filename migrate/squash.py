@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from squashmount import errors, jsonio, process
 from squashmount.errors import SpaceError, SquashmountError, ToolError
 
-from . import superblock
+from . import readback
 from .job import Job
 from .progress import Progress
 from .source import Podman, PodmanStore
@@ -26,7 +26,6 @@ class Squashed:
     path: str
     size: int
     sha256: str
-    inodes: int
     entries: int
     tree_bytes: int
     root_mode: int
@@ -42,21 +41,23 @@ def seconds_since_1970(created: str) -> int:
     return min(max(0, int((stamp - datetime(1970, 1, 1, tzinfo=UTC)).total_seconds())), 2**32 - 1)
 
 
-def make(job: Job, podman: Podman, store: PodmanStore, progress: Progress, log: process.Log) -> Squashed:
+def make(
+    job: Job, podman: Podman, store: PodmanStore, progress: Progress, *, check: bool = True, log: process.Log
+) -> Squashed:
     """Squash the image to `job.output`. Raises ToolError, SpaceError or HostError; the caller removes the file."""
     helper = (sys.executable, "-P", "-m", "squashmount.migrate.inside")
     argv = podman.argv("unshare", *helper) if store.rootless else helper
     report = _follow(argv, job, progress, log)
     progress.step("checksum")
     digest, size = _checksum(job.output)
-    block = superblock.read(job.output)
-    if not block.bytes_used <= size < block.bytes_used + 65536:
-        raise ToolError("mksquashfs wrote an incomplete file.", details=f"{size} bytes, {block.bytes_used} used")
+    if check:
+        progress.step("read back")
+        samples = map(readback.Sample.from_json, report.get("samples") or ())
+        readback.check(job.output, entries=jsonio.get_int(report, "entries"), samples=samples)
     return Squashed(
         path=job.output,
         size=size,
         sha256=digest,
-        inodes=block.inodes,
         entries=jsonio.get_int(report, "entries"),
         tree_bytes=jsonio.get_int(report, "bytes"),
         root_mode=jsonio.get_int(report, "root_mode"),

@@ -14,7 +14,7 @@ from squashmount import atomic, jsonio, layout
 from squashmount.errors import DamagedError, StoreError
 from squashmount.ids import ImageId
 
-from . import capsule, lease, superblock
+from . import capsule, lease, readback
 from .capsule import Capsule
 from .derive import State
 from .trouble import explained
@@ -76,8 +76,7 @@ class Store:
         try:
             if os.path.getsize(squash) != one.size:
                 return f"squash file has {os.path.getsize(squash)} bytes instead of {one.size}"
-            if superblock.read(squash).bytes_used > one.size:
-                return "squash file is cut off"
+            readback.header(squash)
         except FileNotFoundError:
             return "squash file is missing"
         except (OSError, DamagedError) as err:

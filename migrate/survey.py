@@ -4,8 +4,13 @@ import errno
 import os
 import re
 import stat
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+
+SAMPLES = 8
+"""Files read back after squashing."""
+_SAMPLE_LIMIT = 1 << 20
 
 _UNWANTED = re.compile(
     r"(user|trusted)\.overlay\.|user\.fuseoverlayfs\.|user\.containers\.|security\.(selinux|ima|evm)$|system\."
@@ -17,7 +22,10 @@ ACLs of `security.` and `system.` belong to the host's file system."""
 
 @dataclass(slots=True)
 class Survey:
-    """What a walk found. `size` is the sum of st_size of regular files in bytes, hard links counted once."""
+    """What a walk found. `size` is the sum of st_size of regular files in bytes, hard links counted once.
+
+    `candidates` are the files to be read back later: a choice that depends on their names only.
+    """
 
     entries: int = 0
     size: int = 0
@@ -26,6 +34,7 @@ class Survey:
     unwanted_xattrs: int = 0
     other_xattrs: int = 0
     unwanted_example: str = ""
+    candidates: list[tuple[int, bytes]] = field(default_factory=list)
 
     @property
     def xattrs(self) -> str:
@@ -66,6 +75,7 @@ def survey(root: str) -> Survey:
         if not path:
             found.root_mode = stat.S_IMODE(info.st_mode)
         if stat.S_ISREG(info.st_mode):
+            _consider(found, path, info.st_size)
             key = (info.st_dev, info.st_ino)
             if info.st_nlink == 1 or key not in linked:
                 found.size += info.st_size
@@ -74,6 +84,13 @@ def survey(root: str) -> Survey:
         if not stat.S_ISLNK(info.st_mode):
             _count_xattrs(found, os.path.join(top, path))
     return found
+
+
+def _consider(found: Survey, path: bytes, size: int) -> None:
+    if size <= _SAMPLE_LIMIT:
+        found.candidates.append((zlib.crc32(path), path))
+        if len(found.candidates) > 64 * SAMPLES:
+            found.candidates = sorted(found.candidates)[:SAMPLES]
 
 
 def _count_xattrs(found: Survey, path: bytes) -> None:
