@@ -7,10 +7,14 @@ import shutil
 import sys
 from typing import Any
 
-from squashmount.errors import EXIT_INTERRUPTED, SquashmountError, UsageError, report
+from squashmount.errors import EXIT_FINDINGS, EXIT_INTERRUPTED, SquashmountError, UsageError, report
+from squashmount.mountinfo import read_mounts
 
+from .checks import run_checks
 from .conf import GRAPHROOT, RUNROOT, StorageSettings
-from .generate import Change, install, left_behind, plan_site, plan_user, require_stores
+from .facts import Facts, gather
+from .finding import Finding, Severity
+from .generate import SITE_STORAGE, Change, install, left_behind, plan_site, plan_user, require_stores
 from .podman import Machine, checked_major
 from .subuid import has_range
 
@@ -47,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_generate(commands)
+    _add_check(commands)
     return parser
 
 
@@ -82,6 +87,78 @@ def _add_scope(parser: argparse.ArgumentParser) -> None:
     scope.add_argument("--user", action="store_true", help="files of this user (default)")
     scope.add_argument("--site", action="store_true", help="files in /etc for all rootless users of a node")
     parser.add_argument("--podman", type=int, metavar="N", help="write for Podman 4, 5 or 6 (default: the installed)")
+
+
+def _add_check(commands: Any) -> None:
+    parser = commands.add_parser(
+        "check",
+        help="say what in the present files would not work, and why",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _add_scope(parser)
+    parser.add_argument("--storage-conf", metavar="FILE", help="look at this file as the user's own storage.conf")
+    parser.add_argument("--strict", action="store_true", help="a warning counts as wrong too")
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
+    parser.set_defaults(command=_check)
+
+
+def _check(args: argparse.Namespace) -> int:
+    facts = gather(_machine_to_check(args), read_mounts())
+    findings = run_checks(facts)
+    if args.json:
+        _say(json.dumps(_as_json(facts, findings), indent=2))
+    else:
+        for _, finding in findings:
+            _say(str(finding))
+        _say(_summary(facts, findings))
+    counted = {Severity.ERROR, Severity.WARNING} if args.strict else {Severity.ERROR}
+    return EXIT_FINDINGS if any(finding.severity in counted for _, finding in findings) else 0
+
+
+def _machine_to_check(args: argparse.Namespace) -> Machine:
+    podman = checked_major(args.podman)
+    if args.storage_conf:
+        if args.site:
+            raise UsageError("--site and --storage-conf exclude each other.")
+        named = os.path.abspath(args.storage_conf)
+        return Machine(dict(os.environ), os.getuid(), podman, storage_conf=named)
+    if not args.site:
+        return Machine(dict(os.environ), os.getuid(), podman)
+    # a user without files of his own, as the profile script leaves him; root cannot be one
+    uid = os.getuid() or 65534
+    environ = {"HOME": "/nonexistent", "USER": "nobody", "XDG_RUNTIME_DIR": f"/run/user/{uid}"}
+    site = os.path.join("/etc/containers", SITE_STORAGE)
+    if podman < 6 and os.path.exists(site):
+        environ["CONTAINERS_STORAGE_CONF"] = site
+    return Machine(environ, uid, podman, example=True)
+
+
+def _summary(facts: Facts, findings: tuple[tuple[str, Finding], ...]) -> str:
+    counts = {kind: sum(finding.severity is kind for _, finding in findings) for kind in Severity}
+    read = ", ".join(file.path for file in facts.files) or "no storage.conf of this user"
+    said = ", ".join(f"{number} {kind.value}" for kind, number in counts.items() if number) or "nothing wrong"
+    return f"Podman {facts.machine.podman}, {read}: {said}"
+
+
+def _as_json(facts: Facts, findings: tuple[tuple[str, Finding], ...]) -> dict[str, Any]:
+    return {
+        "podman": facts.machine.podman,
+        "files": [file.path for file in facts.files],
+        "graphroot": facts.graphroot.path,
+        "runroot": facts.runroot.path,
+        "stores": [store.path for store in facts.stores],
+        "findings": [
+            {
+                "check": name,
+                "severity": finding.severity.value,
+                "what": finding.what,
+                "why": finding.why,
+                "fix": finding.fix,
+            }
+            for name, finding in findings
+        ],
+    }
 
 
 def _generate(args: argparse.Namespace) -> int:

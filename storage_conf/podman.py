@@ -6,6 +6,7 @@ storage/pkg/configfile/parse.go (Podman 6); what Podman 4.3.1 does was tried on 
 
 import os
 import re
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -26,11 +27,18 @@ class Machine:
     podman: int
     etc: str = "/etc/containers"
     vendor: str = "/usr/share/containers"
+    storage_conf: str = ""  # looked at as if it were the user's own storage.conf
+    example: bool = False  # a made-up user: nothing is known of his session
 
     @property
     def rootless(self) -> bool:
         """Tell whether Podman uses the user's own storage."""
         return self.uid != 0
+
+    @property
+    def named_by_variable(self) -> bool:
+        """Tell whether CONTAINERS_STORAGE_CONF names the file that counts."""
+        return bool(self.environ.get("CONTAINERS_STORAGE_CONF")) and not self.storage_conf
 
     @property
     def user_dir(self) -> str:
@@ -46,7 +54,13 @@ class Machine:
 
 def podman_major(program: str = "podman") -> int:
     """Ask the installed Podman for its major version. ToolError when it is missing or older than 4."""
-    out = run(program, "--version", timeout=20, hint="install podman, or name the version: --podman 4|5|6")
+    # podman reads its files even for --version and fails on a broken one, which is what `check` is asked to explain
+    with tempfile.NamedTemporaryFile("w", suffix=".conf") as file:
+        file.write('[storage]\ndriver = "overlay"\ngraphroot = "/nonexistent"\nrunroot = "/nonexistent"\n')
+        file.flush()
+        env = dict(os.environ) | {"CONTAINERS_STORAGE_CONF": file.name, "CONTAINERS_CONF": os.devnull}
+        hint = "install podman, or name the version: --podman 4|5|6"
+        out = run(program, "--version", env=env, timeout=20, hint=hint)
     found = re.search(r"(\d+)\.\d+", out)
     if not found or int(found[1]) < SUPPORTED[0]:
         raise ToolError(f"This Podman is not supported: {out.strip()}.", hint="Podman 4, 5 or 6 is needed")
@@ -58,7 +72,7 @@ def storage_files(machine: Machine) -> tuple[str, ...]:
 
     Podman <= 5 reads one file whole. A rootless user without one gets little of the system file, see `system_file`.
     """
-    named = machine.environ.get("CONTAINERS_STORAGE_CONF")
+    named = machine.storage_conf or machine.environ.get("CONTAINERS_STORAGE_CONF")
     if named:
         return (named,)
     if machine.podman >= 6:

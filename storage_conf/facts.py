@@ -1,0 +1,261 @@
+"""Everything the checks judge, gathered once: files, effective values, places, program, stores."""
+
+import os
+import sqlite3
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from squashmount.mountinfo import Mount
+
+from .podman import Machine, engine_files, expand, storage_files, system_file
+from .store_facts import StoreFacts, read_store
+
+_PARALLEL = frozenset({"lustre", "gpfs", "beegfs", "beegfs_nodev", "ceph", "panfs", "wekafs", "pvfs2", "orangefs"})
+NETWORK = _PARALLEL | {"nfs", "nfs4", "9p", "cifs", "smb3", "afs", "glusterfs", "ocfs2", "gfs2"}
+"""File system types that several nodes see (statfs names of /proc/self/mountinfo)."""
+
+_LOCAL_FUSE = frozenset({"fuse.fuse-overlayfs", "fuse.squashfuse", "fuse.squashfuse_ll", "fuse.lxcfs", "fuseblk"})
+
+
+@dataclass(frozen=True)
+class ConfFile:
+    """One file Podman reads; `problem` says why it has no data."""
+
+    path: str
+    data: dict[str, Any] = field(default_factory=dict)
+    problem: str = ""
+    owner: int = -1
+
+
+@dataclass(frozen=True)
+class Place:
+    """A directory as configured (`raw`, empty: Podman's default), as Podman reads it, and what it lies on."""
+
+    raw: str
+    origin: str
+    path: str
+    fstype: str = ""
+    target: str = ""
+    flags: frozenset[str] = frozenset()
+    writable: bool = True
+
+    @property
+    def shared(self) -> bool:
+        """Tell whether several nodes see it, as far as the type of the file system says."""
+        return self.fstype in NETWORK or (self.fstype.startswith("fuse.") and self.fstype not in _LOCAL_FUSE)
+
+
+@dataclass(frozen=True)
+class Program:
+    """The mount_program: `kind` is squashmount, fuse-overlayfs, other or empty (none configured)."""
+
+    path: str = ""
+    kind: str = ""
+    exists: bool = False
+    executable: bool = False
+    interpreter: str = ""  # of a script, when it cannot be executed
+
+
+@dataclass(frozen=True)
+class Facts:
+    """All of it."""
+
+    machine: Machine
+    files: tuple[ConfFile, ...]
+    system: ConfFile | None
+    engine_files: tuple[ConfFile, ...]
+    storage: dict[str, Any]
+    engine: dict[str, Any]
+    graphroot: Place
+    runroot: Place
+    former_driver: str
+    program: Program
+    stores: tuple[StoreFacts, ...]
+    runtime_dir: str  # ok, or what is wrong with XDG_RUNTIME_DIR
+
+
+def gather(machine: Machine, mounts: Sequence[Mount]) -> Facts:
+    """Read what Podman would read for this user."""
+    files = tuple(read_conf(path) for path in storage_files(machine))
+    system_path = system_file(machine)
+    system = read_conf(system_path) if system_path else None
+    inherited = system if system and _inherits(machine, files) else None
+    storage = _inherited(inherited) if inherited else _table(_merged(files), "storage")
+    engine = tuple(read_conf(path) for path in engine_files(machine))
+    origins = files or ((inherited,) if inherited else ())
+    graphroot = place(machine, mounts, *_graphroot(machine, storage), origins)
+    options = _table(storage, "options")
+    overlay = _table(options, "overlay")
+    program = str(overlay.get("mount_program") or options.get("mount_program") or "")
+    stores = options.get("additionalimagestores")
+    return Facts(
+        machine=machine,
+        files=files,
+        system=system,
+        engine_files=engine,
+        storage=storage,
+        engine=_merged(engine),
+        graphroot=graphroot,
+        runroot=place(machine, mounts, *_runroot(machine, storage), origins),
+        former_driver=former_driver(graphroot.path),
+        program=read_program(program),
+        stores=tuple(read_store(item) for item in stores if isinstance(item, str)) if isinstance(stores, list) else (),
+        runtime_dir=_runtime_dir(machine),
+    )
+
+
+def _runtime_dir(machine: Machine) -> str:
+    if machine.example:
+        return "ok"
+    try:
+        status = os.stat(machine.runtime_dir)
+    except OSError as err:
+        return f"cannot be used: {os.strerror(err.errno or 0)}" if machine.runtime_dir else "is not set"
+    return "ok" if status.st_uid == machine.uid else "belongs to somebody else"
+
+
+def read_conf(path: str) -> ConfFile:
+    """Parse one file; whatever is wrong with it becomes `problem`."""
+    try:
+        with open(path, "rb") as file:
+            return ConfFile(path, tomllib.load(file), owner=os.fstat(file.fileno()).st_uid)
+    except OSError as err:
+        return ConfFile(path, problem=os.strerror(err.errno or 0))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as err:
+        return ConfFile(path, problem=str(err))
+
+
+def _inherits(machine: Machine, files: tuple[ConfFile, ...]) -> bool:
+    return machine.podman < 6 and machine.rootless and not files
+
+
+def _inherited(system: ConfFile) -> dict[str, Any]:
+    """Return what a rootless user of Podman <= 5 gets of the system file (getRootlessStorageOpts)."""
+    storage = _table(system.data, "storage")
+    overlay = _table(_table(storage, "options"), "overlay")
+    got = {key: storage[key] for key in ("driver", "rootless_storage_path") if key in storage}
+    chown = {key: overlay[key] for key in ("ignore_chown_errors",) if key in overlay}
+    return got | ({"options": {"overlay": chown}} if chown else {})
+
+
+def _merged(files: tuple[ConfFile, ...]) -> dict[str, Any]:
+    merged: dict[str, Any] = {}
+    for file in files:
+        merged = _overlaid(merged, file.data)
+    return merged
+
+
+def _overlaid(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
+    result = dict(low)
+    for key, value in high.items():
+        present = result.get(key)
+        if isinstance(value, dict) and isinstance(present, dict):
+            result[key] = _overlaid(present, value)
+        elif isinstance(value, list) and isinstance(present, list) and {"append": True} in value:
+            result[key] = present + [item for item in value if item != {"append": True}]  # configfile.Slice
+        else:
+            result[key] = value
+    return result
+
+
+def _table(data: dict[str, Any], key: str) -> dict[str, Any]:
+    value = data.get(key)
+    return value if isinstance(value, dict) else {}
+
+
+def _graphroot(machine: Machine, storage: dict[str, Any]) -> tuple[str, str]:
+    """Return the configured value and Podman's default."""
+    home = machine.environ.get("XDG_DATA_HOME") or os.path.join(machine.environ.get("HOME") or "/", ".local/share")
+    if not machine.rootless:
+        return str(storage.get("graphroot", "")), "/var/lib/containers/storage"
+    # Podman 4.3.1 takes rootless_storage_path, not graphroot, from a file named in CONTAINERS_STORAGE_CONF (tried)
+    first = "" if machine.named_by_variable and machine.podman < 5 else storage.get("graphroot", "")
+    return str(first or storage.get("rootless_storage_path", "")), os.path.join(home, "containers/storage")
+
+
+def _runroot(machine: Machine, storage: dict[str, Any]) -> tuple[str, str]:
+    if not machine.rootless:
+        return str(storage.get("runroot", "")), "/run/containers/storage"
+    fallback = f"/tmp/containers-user-{machine.uid}"  # noqa: S108 - Podman's own choice (homedir.GetRuntimeDir)
+    default = machine.runtime_dir if os.path.isdir(machine.runtime_dir) else fallback
+    return str(storage.get("runroot", "")), os.path.join(default, "containers")
+
+
+def place(machine: Machine, mounts: Sequence[Mount], raw: str, default: str, files: tuple[ConfFile, ...]) -> Place:
+    """Find out what a configured path means and lies on; it need not exist yet."""
+    path = expand(raw, machine) if raw else default
+    origin = next((file.path for file in reversed(files) if raw and raw in _table(file.data, "storage").values()), "")
+    real = _nearest(path)
+    under = [mount for mount in mounts if _inside(real, mount.target)]
+    mount = max(under, key=lambda item: len(item.target.rstrip("/")), default=None)
+    if mount:  # the last one mounted on a point covers the others
+        mount = [item for item in under if item.target == mount.target][-1]
+    return Place(
+        raw,
+        origin,
+        path,
+        fstype=mount.fstype if mount else "",
+        target=mount.target if mount else "",
+        flags=_flags(real),
+        writable=os.access(real, os.W_OK | os.X_OK) if machine.uid == os.geteuid() else True,
+    )
+
+
+def _nearest(path: str) -> str:
+    real = os.path.realpath(path)
+    while not os.path.isdir(real) and real != "/":
+        real = os.path.dirname(real)
+    return real
+
+
+def _inside(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(folder.rstrip("/") + "/")
+
+
+def _flags(path: str) -> frozenset[str]:
+    try:
+        flags = os.statvfs(path).f_flag
+    except OSError:
+        return frozenset()
+    bits = {"noexec": os.ST_NOEXEC, "nosuid": os.ST_NOSUID, "nodev": os.ST_NODEV, "ro": os.ST_RDONLY}
+    return frozenset(name for name, bit in bits.items() if flags & bit)
+
+
+def former_driver(graphroot: str) -> str:
+    """Return the driver a graphroot was first used with: Podman 5 remembers it in a database; else by its folders."""
+    database = os.path.join(graphroot, "db.sql")
+    if os.path.exists(database):
+        try:
+            connection = sqlite3.connect(f"file:{database}?mode=ro&immutable=1", uri=True)
+            try:
+                row = connection.execute("SELECT GraphDriver FROM DBConfig").fetchone()
+            finally:
+                connection.close()
+            if row and row[0]:
+                return str(row[0])
+        except sqlite3.Error:
+            return ""  # another version's table: the folders would be a guess against the database
+    try:
+        names = [name.removesuffix("-images") for name in os.listdir(graphroot) if name.endswith("-images")]
+    except OSError:
+        return ""
+    return "overlay" if "overlay" in names else (names or [""])[0]
+
+
+def read_program(path: str) -> Program:
+    """Look at a mount_program without starting it."""
+    if not path:
+        return Program()
+    try:
+        with open(path, "rb") as file:
+            head = file.read(4096)
+    except OSError:
+        head = b""
+    name = os.path.basename(path)
+    kind = "squashmount" if b"squashmount" in head else name if name == "fuse-overlayfs" else "other"
+    first = head.split(b"\n", 1)[0]
+    words = os.fsdecode(first[2:]).split() if first.startswith(b"#!") else []
+    broken = words[0] if words and not os.access(words[0], os.X_OK) else ""
+    return Program(path, kind, os.path.exists(path), os.access(path, os.X_OK), broken)
