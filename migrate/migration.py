@@ -118,7 +118,6 @@ def _publish(
             image_lease.check()
             publish.add(store, one, staged, names, held)
         else:
-            publish.collect(store)
             publish.add_names(store, image.id, names, held)
         for action in actions:
             if isinstance(action, Drop):

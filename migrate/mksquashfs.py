@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from squashmount import process
 from squashmount.errors import ToolError, UsageError
@@ -49,9 +49,11 @@ class Format:
     block: int = 131072
 
     def checked(self) -> "Format":
-        """Return self, or raise UsageError for a level the compressor does not have."""
+        """Return it with level 0 where there are none, or raise UsageError for a level the compressor does not have."""
         levels = _LEVELS.get(self.compressor)
-        if levels and self.level not in levels:
+        if levels is None:
+            return replace(self, level=0)
+        if self.level not in levels:
             raise UsageError(f"{self.compressor} has levels {levels[0]} to {levels[-1]}, not {self.level}.")
         return self
 

@@ -9,11 +9,11 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 
 from squashmount import atomic, jsonio, layout
-from squashmount.errors import StoreError
+from squashmount.errors import SquashmountError, StoreError
 from squashmount.ids import ImageId
 
 from . import derive, lease
@@ -21,28 +21,78 @@ from .capsule import Capsule
 from .derive import State
 from .store import LOCK, WITHDRAWN, Store, ensure_directory, touch_lock
 
+_PENDING = "publish.json"
+"""In a capsule: the names it is to get. It goes when the publication is complete, by its writer or the next one."""
+
 
 def add(store: Store, one: Capsule, staged: str, names: Iterable[str], held: lease.Lease) -> None:
-    """Publish a finished staging directory as the capsule of an image, with names taken from whoever has them."""
+    """Publish a finished staging directory as the capsule of an image, with names taken from whoever has them.
+
+    When this raises, names and capsules are as they were.
+    """
     collect(store)
     target = store.layout.capsule(one.image)
-    store.step("before capsule")
-    held.check()
-    if os.path.lexists(target):  # damaged, or the caller would not have squashed again
-        os.rename(target, _in_trash(store, one.image))
-    os.rename(staged, target)
-    atomic.sync_directory(store.layout.capsules)
-    store.step("after capsule")
-    add_names(store, one.image, names, held)
+    wanted = list(names)
+    atomic.replace_text(os.path.join(staged, _PENDING), _json({"names": wanted}))
+    with _undoing(store, held) as undo:
+        store.step("before capsule")
+        held.check()
+        if os.path.lexists(target):  # damaged, or the caller would not have squashed again
+            damaged = _in_trash(store, one.image)
+            os.rename(target, damaged)
+            undo.callback(os.rename, damaged, target)
+        os.rename(staged, target)
+        undo.callback(os.rename, target, staged)
+        atomic.sync_directory(store.layout.capsules)
+        store.step("after capsule")
+        _set_names(store, one.image, wanted, undo)
+        refresh(store, held)
+    _delete(os.path.join(target, _PENDING))
 
 
 def add_names(store: Store, image: ImageId, names: Iterable[str], held: lease.Lease) -> None:
     """Give an image names; a name that another image has moves."""
+    collect(store)
+    with _undoing(store, held) as undo:
+        _set_names(store, image, names, undo)
+        refresh(store, held)
+
+
+@contextmanager
+def _undoing(store: Store, held: lease.Lease) -> Iterator[ExitStack]:
+    """Yield a stack of what undoes the block's steps; it is used when the block raises.
+
+    Undoing only renames and deletes: it works on a full file system.
+    """
+    with ExitStack() as undo:
+        undo.callback(_refresh_if_possible, store, held)
+        yield undo
+        undo.pop_all()
+
+
+def _refresh_if_possible(store: Store, held: lease.Lease) -> None:
+    with suppress(OSError, SquashmountError):  # the error that led here is the one to report
+        refresh(store, held)
+
+
+def _set_names(store: Store, image: ImageId, names: Iterable[str], undo: ExitStack) -> None:
     for name in names:
-        record = _json({"name": name, "image": image})
-        atomic.replace_text(store.name_file(name), record, mode=store.modes()[1])
+        path = store.name_file(name)
+        if os.path.exists(path):
+            backup = os.path.join(store.layout.trash, secrets.token_hex(8))
+            _copy(path, backup)
+            undo.callback(os.rename, backup, path)
+        else:
+            undo.callback(_delete, path)
+        atomic.replace_text(path, _json({"name": name, "image": image}), mode=store.modes()[1])
         store.step("after name")
-    refresh(store, held)
+
+
+def _copy(path: str, copy: str) -> None:
+    try:
+        os.link(path, copy)
+    except OSError:
+        shutil.copyfile(path, copy)
 
 
 def remove_name(store: Store, name: str, held: lease.Lease) -> None:
@@ -56,6 +106,7 @@ def remove_name(store: Store, name: str, held: lease.Lease) -> None:
 
 def remove_image(store: Store, image: ImageId, held: lease.Lease) -> None:
     """Withdraw an image and delete it."""
+    collect(store)
     marker = os.path.join(store.layout.trash, f"{image}{WITHDRAWN}")
     with open(marker, "wb"):
         pass
@@ -72,8 +123,9 @@ def refresh(store: Store, held: lease.Lease) -> State:
     _hide_removed(store, state, held)
     for one in state.capsules.values():
         _show_layer(store, one)
+        store.step("after links")
         _show_data(store, one)
-        store.step("after layer directory")
+        store.step("after big data")
     held.check()
     changed = _replace(store, paths.layers_json, derive.layers_json(state))
     if changed:
@@ -84,11 +136,14 @@ def refresh(store: Store, held: lease.Lease) -> State:
         touch_lock(paths.images_lock, store.modes()[1])
     store.step("after images.json")
     _drop_extras(store, state)
+    store.step("after extras")
     return state
 
 
 def collect(store: Store) -> None:
-    """Finish interrupted removals and delete what dead writers left."""
+    """Finish interrupted removals and publications, and delete what dead writers left. refresh() must follow."""
+    for image in os.listdir(store.layout.capsules):
+        _finish_publication(store, ImageId(image))
     for image in store.withdrawn():
         for name, owner in store.names().items():
             if owner == image:
@@ -108,6 +163,18 @@ def collect(store: Store) -> None:
             if entry.startswith(atomic.TEMP_PREFIX):
                 _delete(os.path.join(directory, entry))
     lease.sweep(paths.lock)
+
+
+def _finish_publication(store: Store, image: ImageId) -> None:
+    """Give an image the names its publisher died before writing."""
+    path = os.path.join(store.layout.capsule(image), _PENDING)
+    if not os.path.exists(path):
+        return
+    with suppress(StoreError), open(path, "rb") as file:
+        for name in jsonio.get_strs(jsonio.load_object(file.read(), where=path), "names"):
+            text = _json({"name": name, "image": image})
+            atomic.replace_text(store.name_file(name), text, mode=store.modes()[1])
+    os.unlink(path)
 
 
 def _sweep_staging(store: Store) -> None:
@@ -144,6 +211,7 @@ def _show_layer(store: Store, one: Capsule) -> None:
     for name in ("merged", "work", "empty"):
         ensure_directory(os.path.join(paths.layer(layer), name), mode)
     _replace(store, os.path.join(paths.layer(layer), "link"), link)
+    store.step("after layer directory")
     _symlink(os.path.join("..", layer, "diff"), paths.link(link))
     squash = os.path.relpath(paths.squash(one.image), paths.links)
     _symlink(squash, paths.link_squash(link))

@@ -1,0 +1,291 @@
+"""The store under crashes: a child is killed at every named step of publishing and removing."""
+
+import errno
+import json
+import os
+import signal
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from migrate_helpers import assert_valid, image_id, put, shown, squash_file
+from squashmount.migrate import publish
+from squashmount.migrate.store import Store, open_store
+from squashmount.migrate.trouble import explained
+
+from squashmount import layout
+from squashmount.errors import SpaceError, StoreError
+
+A, B = image_id("a"), image_id("b")
+
+
+@pytest.fixture
+def squash(tmp_path: Path) -> bytes:
+    return squash_file(tmp_path)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> str:
+    (tmp_path / "DIR").mkdir()
+    return str(tmp_path / "DIR")
+
+
+def add(store: Store, squash: bytes) -> None:
+    put(store, "b", ["x/moved:1", "x/b:1"], squash)
+
+
+def remove(store: Store, _squash: bytes) -> None:
+    with store.lock(doing="test") as held:
+        publish.remove_image(store, A, held)
+
+
+def untag(store: Store, _squash: bytes) -> None:
+    with store.lock(doing="test") as held:
+        publish.remove_name(store, "x/moved:1", held)
+
+
+def steps_of(change: Callable[[Store, bytes], None], root: str, squash: bytes) -> list[str]:
+    store = open_store(root, create=True)
+    put(store, "a", ["x/moved:1", "x/a:1"], squash)
+    seen: list[str] = []
+    store.step = seen.append
+    change(store, squash)
+    return seen
+
+
+def killed_at(number: int, change: Callable[[Store, bytes], None], root: str, squash: bytes) -> None:
+    """Run the change in a child that kills itself at its step `number`."""
+    child = os.fork()
+    if child == 0:
+        store = open_store(root)
+        count = 0
+
+        def step(_name: str) -> None:
+            nonlocal count
+            count += 1
+            if count == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        store.step = step
+        change(store, squash)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+
+
+BEFORE = {A: ["x/a:1", "x/moved:1"]}
+AFTER_ADD = {A: ["x/a:1"], B: ["x/b:1", "x/moved:1"]}
+
+
+@pytest.mark.filterwarnings("ignore:This process")
+@pytest.mark.parametrize(
+    ("change", "allowed", "least"),
+    [
+        (add, [BEFORE, AFTER_ADD], 10),
+        (remove, [BEFORE, {}], 7),
+        (untag, [BEFORE, {A: ["x/a:1"]}], 4),
+    ],
+)
+def test_a_killed_writer_never_leaves_a_lie(
+    change: Callable[[Store, bytes], None],
+    allowed: list[dict[str, list[str]]],
+    least: int,
+    tmp_path: Path,
+    squash: bytes,
+) -> None:
+    (tmp_path / "count").mkdir()
+    steps = steps_of(change, str(tmp_path / "count"), squash)
+    assert len(steps) >= least
+    for number in range(1, len(steps) + 1):
+        root = str(tmp_path / f"DIR{number}")
+        os.mkdir(root)
+        store = open_store(root, create=True)
+        put(store, "a", ["x/moved:1", "x/a:1"], squash)
+        killed_at(number, change, root, squash)
+        assert_valid(store)
+        assert shown(store) in allowed, f"after {steps[number - 1]}"
+        put(store, "c", ["x/c:1"], squash)
+        assert_valid(store)
+        after = shown(store)
+        assert after.pop(image_id("c")) == ["x/c:1"]
+        assert after in allowed, f"the next writer after {steps[number - 1]}"
+        assert os.listdir(store.layout.staging) == os.listdir(store.layout.trash) == []
+        assert not [path for path in Path(root).rglob(".tmp-*") if path.parent.name != "lock"]
+
+
+@pytest.mark.filterwarnings("ignore:This process")
+def test_add_succeeds_after_any_crash(tmp_path: Path, squash: bytes) -> None:
+    (tmp_path / "count").mkdir()
+    for number in range(1, len(steps_of(add, str(tmp_path / "count"), squash)) + 1):
+        root = str(tmp_path / f"DIR{number}")
+        os.mkdir(root)
+        store = open_store(root, create=True)
+        put(store, "a", ["x/moved:1", "x/a:1"], squash)
+        killed_at(number, add, root, squash)
+        add(store, squash)
+        assert_valid(store)
+        assert shown(store) == AFTER_ADD
+
+
+def test_publish_and_remove(root: str, squash: bytes) -> None:
+    store = open_store(root, create=True)
+    put(store, "a", ["x/moved:1", "x/a:1"], squash)
+    add(store, squash)
+    assert_valid(store)
+    assert shown(store) == AFTER_ADD
+    remove(store, squash)
+    assert_valid(store)
+    assert shown(store) == {B: ["x/b:1", "x/moved:1"]}
+    assert not os.path.exists(store.layout.capsule(A))
+    assert sorted(os.listdir(store.layout.overlay)) == sorted(["l", layout.layer_of(B)])
+    assert len(os.listdir(store.layout.links)) == 2
+
+
+def test_an_image_that_lost_its_names_stays(root: str, squash: bytes) -> None:
+    store = open_store(root, create=True)
+    put(store, "a", ["x/moved:1"], squash)
+    put(store, "b", ["x/moved:1"], squash)
+    assert shown(store) == {A: [], B: ["x/moved:1"]}
+    records = json.loads(Path(store.layout.images_json).read_text())
+    assert ["names" in record for record in records if record["id"] == A] == [False]
+
+
+def test_each_publication_wakes_running_podmans(root: str, squash: bytes) -> None:
+    store = open_store(root, create=True)
+    locks = [Path(store.layout.images_lock), Path(store.layout.layers_lock)]
+    before = [(lock.read_bytes(), lock.stat().st_ino) for lock in locks]
+    put(store, "a", ["x/a:1"], squash)
+    after = [(lock.read_bytes(), lock.stat().st_ino) for lock in locks]
+    assert [data for data, _ in before] != [data for data, _ in after]
+    assert [inode for _, inode in before] == [inode for _, inode in after], "replaced: podman holds the old file"
+
+
+def test_modes_do_not_depend_on_the_umask(root: str, squash: bytes) -> None:
+    old = os.umask(0o077)
+    try:
+        store = open_store(root, create=True)
+        put(store, "a", ["x/a:1"], squash)
+    finally:
+        os.umask(old)
+    skip = ("staging", "capsules")
+    for path in Path(root).rglob("*"):
+        if not path.is_symlink() and not set(skip) & set(path.parts):
+            expected = 0o755 if path.is_dir() else 0o644
+            assert stat.S_IMODE(path.stat().st_mode) == expected, path
+
+
+def test_a_group_writable_dir_gives_a_group_writable_store(root: str, squash: bytes) -> None:
+    os.chmod(root, 0o2775)
+    store = open_store(root, create=True)
+    put(store, "a", ["x/a:1"], squash)
+    assert stat.S_IMODE(os.stat(store.layout.names).st_mode) == 0o2775
+    assert stat.S_IMODE(os.stat(store.layout.images_lock).st_mode) == 0o664
+
+
+def test_the_derived_part_comes_back(root: str, squash: bytes) -> None:
+    store = open_store(root, create=True)
+    put(store, "a", ["x/a:1"], squash)
+    Path(store.layout.images_json).write_text('[{"torn')
+    Path(store.layout.layers_lock).unlink()
+    Path(store.layout.link(layout.link_of(layout.layer_of(A)))).unlink()
+    Path(store.layout.image(A), "manifest").unlink()
+    with store.lock(doing="test") as held:
+        open_store(root, create=True)
+        publish.refresh(store, held)
+    assert_valid(store)
+    assert shown(store) == {A: ["x/a:1"]}
+
+
+def test_a_damaged_capsule_is_not_shown_and_can_be_made_again(root: str, squash: bytes) -> None:
+    store = open_store(root, create=True)
+    put(store, "a", ["x/a:1"], squash)
+    with open(store.layout.squash(A), "r+b") as file:
+        file.truncate(1000)
+    assert A not in store.state().capsules
+    put(store, "b", ["x/b:1"], squash)
+    assert shown(store) == {B: ["x/b:1"]}
+    put(store, "a", ["x/a:1"], squash)
+    assert shown(store) == {A: ["x/a:1"], B: ["x/b:1"]}
+    assert_valid(store)
+
+
+def test_leftovers_of_the_dead_go_and_those_of_the_living_stay(root: str, squash: bytes) -> None:
+    store = open_store(root, create=True)
+    with store.lock(doing="test", name="image-living") as living:
+        os.makedirs(os.path.join(store.layout.staging, living.holder.token))
+        os.makedirs(os.path.join(store.layout.staging, "0123dead"))
+        put(store, "a", ["x/a:1"], squash)
+        assert os.listdir(store.layout.staging) == [living.holder.token]
+
+
+def test_names_with_every_character(root: str, squash: bytes) -> None:
+    store = open_store(root, create=True)
+    names = ["reg:5000/a/b:1", "a@sha256:" + "0" * 64, "x/" + "long/" * 60 + "name:1", "%2F:1"]
+    put(store, "a", names, squash)
+    assert shown(store) == {A: sorted(names)}
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (["overlay/l/X.squash", "overlay-images/images.json"], "podman-hpc"),
+        (["squash/X.squash", "overlay/l/X.squash"], "parallax"),
+        (["overlay-images/images.json"], "container store made by another program"),
+        (["notes.txt"], "not empty and not a store"),
+    ],
+)
+def test_foreign_directories_are_refused(root: str, make: list[str], message: str) -> None:
+    for name in make:
+        Path(root, name).parent.mkdir(parents=True, exist_ok=True)
+        Path(root, name).touch()
+    before = sorted(Path(root).rglob("*"))
+    with pytest.raises(StoreError, match=message):
+        open_store(root, create=True)
+    assert sorted(Path(root).rglob("*")) == before
+
+
+def test_other_reasons_to_refuse(root: str) -> None:
+    with pytest.raises(StoreError, match="does not exist"):
+        open_store(root + "/no")
+    with pytest.raises(StoreError, match="is empty"):
+        open_store(root)
+    Path(root, "file").touch()
+    with pytest.raises(StoreError, match="is not a directory"):
+        open_store(root + "/file")
+    Path(root, "file").unlink()
+    store = open_store(root, create=True)
+    Path(store.layout.version).write_text("2\n")
+    with pytest.raises(StoreError, match="format 2"):
+        open_store(root)
+
+
+@pytest.mark.parametrize("failing", ["_show_layer", "_show_data", "_drop_extras", "touch_lock"])
+def test_a_full_file_system_is_named_and_changes_nothing(
+    failing: str, root: str, squash: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(root, create=True)
+    put(store, "a", ["x/moved:1", "x/a:1"], squash)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(publish, failing, full)
+    with pytest.raises(SpaceError, match="No space left"), explained(store.root):
+        add(store, squash)
+    monkeypatch.undo()
+    assert store.state().names == {"x/moved:1": A, "x/a:1": A}
+    assert_valid(store)
+    put(store, "c", ["x/c:1"], squash)
+    assert shown(store) == BEFORE | {image_id("c"): ["x/c:1"]}
+    assert_valid(store)
+
+
+def test_an_unfinished_init_can_be_finished(root: str) -> None:
+    os.makedirs(os.path.join(root, "squashmount", "capsules"))
+    assert_valid(open_store(root, create=True))
+
+
+def test_a_published_capsule_holds_nothing_else(root: str, squash: bytes) -> None:
+    store = open_store(root, create=True)
+    put(store, "a", ["x/a:1"], squash)
+    assert sorted(os.listdir(store.layout.capsule(A))) == ["capsule.json", "data", "image.squashfs"]
