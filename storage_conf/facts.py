@@ -178,9 +178,36 @@ def _graphroot(machine: Machine, storage: dict[str, Any]) -> tuple[str, str]:
 def _runroot(machine: Machine, storage: dict[str, Any]) -> tuple[str, str]:
     if not machine.rootless:
         return str(storage.get("runroot", "")), "/run/containers/storage"
-    fallback = f"/tmp/containers-user-{machine.uid}"  # noqa: S108 - Podman's own choice (homedir.GetRuntimeDir)
-    default = machine.runtime_dir if os.path.isdir(machine.runtime_dir) else fallback
-    return str(storage.get("runroot", "")), os.path.join(default, "containers")
+    default = _session_dir(machine)
+    named = machine.named_by_variable and machine.podman < 5  # ignored there, like graphroot (tried with 4.3.1)
+    return "" if named else str(storage.get("runroot", "")), os.path.join(default, "containers")
+
+
+def _session_dir(machine: Machine) -> str:
+    """Return where Podman keeps a session's state (homedir.GetRuntimeDir; Podman 4: tried, also without systemd)."""
+    if os.path.isdir(machine.runtime_dir):
+        return machine.runtime_dir
+    session = f"/run/user/{machine.uid}"
+    before_5_needs_systemd = bool(storage_files(machine)) and not machine.named_by_variable
+    if _owner(session) == machine.uid and (machine.podman >= 5 or not before_5_needs_systemd or _is_systemd()):
+        return session
+    name = "storage-run" if machine.podman >= 5 else "containers-user"
+    return f"{machine.environ.get('TMPDIR') or '/tmp'}/{name}-{machine.uid}"  # noqa: S108 - Podman's own choice
+
+
+def _owner(path: str) -> int:
+    try:
+        return os.stat(path).st_uid
+    except OSError:
+        return -1
+
+
+def _is_systemd() -> bool:
+    try:
+        with open("/proc/1/comm", encoding="ascii") as file:
+            return file.read().strip() == "systemd"
+    except OSError:
+        return False
 
 
 def place(machine: Machine, mounts: Sequence[Mount], raw: str, default: str, files: tuple[ConfFile, ...]) -> Place:
