@@ -13,6 +13,7 @@ from squashmount.errors import HostError
 DEVICE = "/dev/fuse"
 READ_ONLY = linux.MS_RDONLY | linux.MS_NODEV | linux.MS_NOSUID | linux.MS_NOATIME
 
+_FUSERMOUNT_HINT = "install the package fuse3; fusermount3 must be setuid root, or run inside `podman unshare`"
 _FSTYPES = ("fuse.squashmount", "fuse")
 
 
@@ -47,6 +48,47 @@ def mount_fuse(
             f"Cannot mount a FUSE file system on {mountpoint}.", details=str(err), hint=_mount_hint(err.errno)
         ) from err
     return fd
+
+
+def mount_fusermount(mountpoint: str, *, source: str, allow_other: bool = False) -> int:
+    """As mount_fuse, for ordinary users outside of a user namespace: the setuid helper fusermount3 mounts.
+
+    The user must own the mount point; `allow_other` needs `user_allow_other` in /etc/fuse.conf. Raises HostError, and
+    ToolError when the helper is missing or refuses. Protocol: libfuse util/fusermount.c (_FUSE_COMMFD, SCM_RIGHTS).
+    """
+    import socket  # noqa: PLC0415 - never needed inside Podman's user namespace
+
+    from squashmount import process  # noqa: PLC0415 - subprocess costs more than the mount
+
+    # A comma or backslash in an option value is escaped by a backslash (util/fusermount.c, do_mount).
+    name = source.replace("\\", "\\\\").replace(",", "\\,")
+    options = ["ro", "nosuid", "nodev", "noatime", "default_permissions", "subtype=squashmount", f"fsname={name}"]
+    options += ["allow_other"] * allow_other
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    with ours, theirs:
+        environment = os.environ | {"_FUSE_COMMFD": str(theirs.fileno())}
+        command = ("fusermount3", "-o", ",".join(options), "--", mountpoint)
+        process.run(*command, env=environment, pass_fds=(theirs.fileno(),), timeout=30, hint=_FUSERMOUNT_HINT)
+        # It has ended: the descriptor is in the socket already, or never will be.
+        ours.setblocking(False)
+        try:
+            _, fds, _, _ = socket.recv_fds(ours, 1, 1)
+        except BlockingIOError:
+            fds = []
+    if not fds:
+        raise HostError(f"fusermount3 mounted {mountpoint} but gave no descriptor.", hint="update fuse3")
+    os.set_inheritable(fds[0], False)
+    return fds[0]
+
+
+def unmount_fuse(mountpoint: str) -> None:
+    """Take the mount out of the tree at once; users of it keep it until they let go. OSError, or ToolError."""
+    try:
+        linux.umount(mountpoint, linux.MNT_DETACH)
+    except PermissionError:
+        from squashmount import process  # noqa: PLC0415 - subprocess costs more than the mount
+
+        process.run("fusermount3", "-u", "-z", "--", mountpoint, timeout=30, hint=_FUSERMOUNT_HINT)
 
 
 def _open_device() -> int:

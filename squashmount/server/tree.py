@@ -98,13 +98,18 @@ class Tree:
         return self._attr(self._inode(node))
 
     def lookup(self, parent: int, name: bytes) -> tuple[int, Attr]:
-        """Return (node, attributes) of a name; `.` and `..` work too (for file handles). ENOENT, ENOTDIR."""
+        """Return (node, attributes) of a name, also of `.` and `..` (for file handles).
+
+        ENOENT, ENOTDIR, ENAMETOOLONG.
+        """
         inode = self._inode(parent)
         if name == b".":
             return parent, self._attr(inode)
         if name == b"..":
             node = self._parent(inode)
             return node, self.attr(node)
+        if len(name) > MAX_NAME:  # the kernel asks FUSE for names of up to 1024 bytes
+            raise _error(errno.ENAMETOOLONG)
         entry = self.image.lookup(inode, name)
         if entry is None:
             raise _error(errno.ENOENT)
