@@ -6,35 +6,42 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Iterable
 from types import FrameType
 from typing import NoReturn
 
 from squashmount import errors
 from squashmount.config import Config, load_config
-from squashmount.errors import EXIT_INTERRUPTED, SquashmountError, UsageError
+from squashmount.errors import EXIT_FINDINGS, EXIT_INTERRUPTED, SquashmountError, UsageError
 
-from . import listing, migration, progress
+from . import listing, migration, names, plan, progress, verify
+from .arguments import PROGRAM, parser
 from .migration import Options
-from .mksquashfs import COMPRESSORS, Format
+from .mksquashfs import Format
+from .plan import Action
 from .source import Podman
-from .store import open_store
-
-PROGRAM = "migrate2scratch"
+from .store import Store, open_store
+from .trouble import explained
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return the exit code."""
-    arguments = _parser().parse_args(argv)
-    signal.signal(signal.SIGTERM, _interrupt)
     try:
-        config = load_config()
-        code: int = arguments.run(arguments, config)
-        return code
+        arguments = parser().parse_args(argv)
+    except SystemExit as end:
+        return int(end.code or 0)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+    try:
+        return _COMMANDS[arguments.command](arguments, load_config())
     except SquashmountError as err:
         return errors.report(err, program=PROGRAM)
     except KeyboardInterrupt:
         sys.stderr.write(f"{PROGRAM}: interrupted; everything unfinished was removed\n")
         return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python docs, "Note on SIGPIPE"
+        return 1
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
@@ -42,87 +49,138 @@ def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
 
 
 def _mig(arguments: argparse.Namespace, config: Config) -> int:
-    store = open_store(_directory(arguments, config), create=not arguments.dry_run, empty_ok=True)
     options = _options(arguments, config)
+    store = open_store(_directory(arguments, config), create=not arguments.dry_run, empty_ok=True)
     found = migration.find(arguments.image, options, store)
+    if found.store.single_id and not arguments.quiet:
+        _log("no subuid range for this user: owners are restored from the headers of the layers")
     if arguments.dry_run:
         actions = migration.plan(store, found, options)
     else:
         title = found.image.names[0] if found.image.names else found.image.id[:12]
         with progress.shown(title, quiet=arguments.quiet) as shown:
             actions = migration.migrate(store, found, dataclasses.replace(options, progress=shown))
-    lines = [action.describe() for action in actions]
-    if arguments.json:
-        _print(json.dumps({"image": found.image.id, "names": list(found.image.names), "actions": lines}))
-    elif not arguments.quiet:
-        _print("\n".join(lines) or f"{found.image.id[:12]} is in {store.root} already, with all its names")
-    return 0
+    nothing = f"{found.image.id[:12]} is in {store.root} already, with all its names"
+    return _tell(arguments, store, actions, nothing, image=found.image.id, names=list(found.image.names))
+
+
+def _rmi(arguments: argparse.Namespace, config: Config) -> int:
+    store = open_store(_directory(arguments, config))
+    actions = migration.remove(
+        store,
+        lambda state: plan.plan_removal(
+            state, names.find(state, arguments.image, where=store.root), force=arguments.force
+        ),
+        _options(arguments, config),
+        dry_run=arguments.dry_run,
+    )
+    return _tell(arguments, store, actions, "")
+
+
+def _prune(arguments: argparse.Namespace, config: Config) -> int:
+    store = open_store(_directory(arguments, config))
+    actions = migration.remove(store, plan.plan_prune, _options(arguments, config), dry_run=arguments.dry_run)
+    return _tell(arguments, store, actions, f"every image in {store.root} has a name")
 
 
 def _images(arguments: argparse.Namespace, config: Config) -> int:
     store = open_store(_directory(arguments, config))
-    _print(listing.as_json(store) if arguments.json else listing.as_table(store))
+    with explained(store.root):
+        _print(listing.as_json(store) if arguments.json else listing.as_table(store))
     return 0
 
 
 def _init(arguments: argparse.Namespace, config: Config) -> int:
     directory = _directory(arguments, config)
-    os.makedirs(directory, exist_ok=True)
-    open_store(directory, create=True)
-    return 0
+    if arguments.dry_run:
+        if os.path.exists(directory):
+            open_store(directory, empty_ok=True)
+        return _tell(arguments, None, (), f"create a store in {directory}")
+    with explained(directory):
+        os.makedirs(directory, exist_ok=True)
+    store = open_store(directory, create=True)
+    return _tell(arguments, store, (), f"{store.root} is a store")
+
+
+def _verify(arguments: argparse.Namespace, config: Config) -> int:
+    store = open_store(_directory(arguments, config))
+    with explained(store.root):
+        found = verify.verify(store, full=arguments.full)
+    if arguments.json:
+        _print(json.dumps([dataclasses.asdict(finding) for finding in found], indent=1))
+    else:
+        _print("\n".join(finding.describe() for finding in found) or f"{store.root} is sound")
+    return EXIT_FINDINGS if found else 0
+
+
+def _repair(arguments: argparse.Namespace, config: Config) -> int:
+    store = open_store(_directory(arguments, config))
+    with explained(store.root):
+        if arguments.dry_run:
+            lines = [finding.describe() for finding in verify.verify(store)]
+        else:
+            state = verify.repair(store, timeout=arguments.wait)
+            lines = [f"{store.root} shows {len(state.capsules)} images with {len(state.names)} names"]
+    return _tell(arguments, store, (), "\n".join(lines) or f"{store.root} is sound")
+
+
+_COMMANDS = {
+    "mig": _mig,
+    "rmi": _rmi,
+    "images": _images,
+    "init": _init,
+    "prune": _prune,
+    "verify": _verify,
+    "repair": _repair,
+}
 
 
 def _directory(arguments: argparse.Namespace, config: Config) -> str:
     directory = arguments.dir or config.squash_dir
     if not directory:
-        raise UsageError("No DIR given.", hint="give it after the image, or set SQUASH_DIR or squash_dir")
-    return str(directory)
+        raise UsageError(
+            "No DIR given.", hint="give it last, or set SQUASH_DIR, or squash_dir in the configuration file"
+        )
+    return os.path.abspath(os.path.expanduser(str(directory)))
 
 
 def _options(arguments: argparse.Namespace, config: Config) -> Options:
+    options = Options(wait=arguments.wait, on_wait=_log if not arguments.quiet else lambda _line: None)
+    if arguments.command != "mig":
+        return options
     compressor = arguments.compressor or config.compressor
     level = config.compression_level if arguments.level is None else arguments.level
-    return Options(
+    return dataclasses.replace(
+        options,
         podman=Podman(root=arguments.root, runroot=arguments.runroot),
         format=Format(compressor, level, (arguments.block_size or config.block_kib) * 1024).checked(),
         processors=config.processors,
+        replace=arguments.replace,
+        check=arguments.verify,
         log=_log if arguments.verbose else lambda _line: None,
-        on_wait=_log,
     )
+
+
+def _tell(
+    arguments: argparse.Namespace, store: Store | None, actions: Iterable[Action], nothing: str, **more: object
+) -> int:
+    """Print what was done, or with --dry-run what would be."""
+    lines = [action.describe() for action in actions]
+    if arguments.json:
+        root = {"store": store.root} if store else {}
+        _print(json.dumps({**root, **more, "dry_run": bool(arguments.dry_run), "actions": lines}, indent=1))
+    elif not arguments.quiet and (lines or nothing):
+        _print("\n".join(lines) or nothing)
+    return 0
 
 
 def _print(text: str) -> None:
     sys.stdout.write(text + "\n")
+    sys.stdout.flush()
 
 
 def _log(line: str) -> None:
     sys.stderr.write(f"{PROGRAM}: {line}\n")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=PROGRAM)
-    commands = parser.add_subparsers(required=True)
-    mig = commands.add_parser("mig")
-    mig.add_argument("image", metavar="IMAGE")
-    mig.add_argument("dir", metavar="DIR", nargs="?")
-    mig.add_argument("--compressor", choices=COMPRESSORS)
-    mig.add_argument("--level", type=int)
-    mig.add_argument("--block-size", type=int)
-    mig.add_argument("--dry-run", action="store_true")
-    mig.add_argument("--json", action="store_true")
-    mig.add_argument("-q", "--quiet", action="store_true")
-    mig.add_argument("-v", "--verbose", action="store_true")
-    mig.add_argument("--root", default="")
-    mig.add_argument("--runroot", default="")
-    mig.set_defaults(run=_mig)
-    images = commands.add_parser("images")
-    images.add_argument("dir", metavar="DIR", nargs="?")
-    images.add_argument("--json", action="store_true")
-    images.set_defaults(run=_images)
-    init = commands.add_parser("init")
-    init.add_argument("dir", metavar="DIR", nargs="?")
-    init.set_defaults(run=_init)
-    return parser
 
 
 if __name__ == "__main__":

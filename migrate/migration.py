@@ -15,10 +15,11 @@ from squashmount.errors import ImageNotFoundError, StoreError, UsageError
 
 from . import lease, mksquashfs, publish, source, squash
 from .capsule import Capsule
+from .derive import State
 from .image import Graph, Image, read_graph
 from .job import Job
 from .mksquashfs import Format
-from .plan import Action, Drop, Name, Share, Squash, plan_migration
+from .plan import Action, Drop, Name, Share, Squash, Unname, plan_migration
 from .progress import Progress
 from .source import Podman, PodmanStore
 from .store import Store
@@ -101,6 +102,24 @@ def migrate(store: Store, found: Source, options: Options) -> tuple[Action, ...]
                 return _publish(store, found, options, (one, staged, held))
             finally:
                 shutil.rmtree(staged, ignore_errors=True)
+
+
+def remove(
+    store: Store, decide: Callable[[State], tuple[Action, ...]], options: Options, *, dry_run: bool = False
+) -> tuple[Action, ...]:
+    """Do what `decide` says about the state under the lock (plan_removal, plan_prune); return what was done."""
+    with explained(store.root):
+        actions = decide(store.state())
+        if dry_run or not actions:
+            return actions
+        with store.lock(doing="rmi", timeout=options.wait, on_wait=options.on_wait) as held:
+            actions = decide(store.state())
+            for action in actions:
+                if isinstance(action, Unname):
+                    publish.remove_name(store, action.name, held)
+                elif isinstance(action, Drop):
+                    publish.remove_image(store, action.image, held)
+            return actions
 
 
 def _publish(

@@ -1,12 +1,14 @@
-"""What a migration will do, decided before anything is done. Pure: state and image in, actions out."""
+"""What a command will do, decided before anything is done. Pure: state and image in, actions out."""
 
 from dataclasses import dataclass
 
+from squashmount.errors import UsageError
 from squashmount.ids import ImageId
 
 from .derive import State
 from .image import Image
 from .mksquashfs import Format
+from .names import Match
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,17 +50,52 @@ class Name:
 
 
 @dataclass(frozen=True, slots=True)
-class Drop:
-    """Delete an image that lost its last name (`--replace`)."""
+class Unname:
+    """Take a name away from an image that has others."""
 
+    name: str
     image: ImageId
 
     def describe(self) -> str:
         """Return a line for people."""
-        return f"delete {self.image[:12]}, which has no name left"
+        return f"remove the name {self.name} of {self.image[:12]}"
 
 
-Action = Squash | Share | Name | Drop
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Delete an image: its last name goes, or it has none."""
+
+    image: ImageId
+    names: tuple[str, ...] = ()
+
+    def describe(self) -> str:
+        """Return a line for people."""
+        return f"delete {self.image[:12]} ({', '.join(self.names) or 'no name left'})"
+
+
+Action = Squash | Share | Name | Unname | Drop
+
+
+def plan_removal(state: State, match: Match, *, force: bool = False) -> tuple[Action, ...]:
+    """Return what `rmi` has to do, by Podman's rules: a name goes alone while there are others.
+
+    Raises UsageError for an image given by ID that has several names, unless `force`.
+    """
+    names = state.names_of(match.image)
+    if match.name and len(names) > 1 and not force:
+        return (Unname(match.name, match.image),)
+    if not match.name and len(names) > 1 and not force:
+        raise UsageError(
+            f"Image {match.image[:12]} has several names.",
+            details="\n".join(names),
+            hint="remove them one by one, or use --force",
+        )
+    return (Drop(match.image, names),)
+
+
+def plan_prune(state: State) -> tuple[Action, ...]:
+    """Return what `prune` has to do: delete the images without a name."""
+    return tuple(Drop(image) for image in sorted(state.capsules) if not state.names_of(image))
 
 
 def plan_migration(

@@ -46,6 +46,7 @@ class PodmanStore:
     driver: str
     rootless: bool
     ignores_chown_errors: bool
+    single_id: bool
     version: str
 
 
@@ -61,8 +62,14 @@ def describe(podman: Podman, log: process.Log = process.quiet) -> PodmanStore:
         driver=jsonio.get_str(store, "graphDriverName", where="podman info.store"),
         rootless=jsonio.get_object(host, "security").get("rootless") is True,
         ignores_chown_errors=str(options.get("overlay.ignore_chown_errors", "")).lower() == "true",
+        single_id=_single_id(host),
         version=jsonio.get_str(jsonio.get_object(info, "version"), "Version", ""),
     )
+
+
+def _single_id(host: jsonio.JsonObject) -> bool:
+    ranges = jsonio.get_object(host, "idMappings", where="podman info.host").get("uidmap")
+    return isinstance(ranges, list) and [one.get("size") for one in ranges if isinstance(one, dict)] == [1]
 
 
 def resolve(podman: Podman, graph: Graph, name: str, log: process.Log = process.quiet) -> ImageId:
