@@ -16,6 +16,7 @@ from .facts import Facts, gather
 from .finding import Finding, Severity
 from .generate import SITE_STORAGE, Change, install, left_behind, plan_site, plan_user, require_stores
 from .podman import Machine, checked_major
+from .program import closed_to_others
 from .subuid import has_range
 
 _EPILOG = """\
@@ -168,6 +169,9 @@ def _generate(args: argparse.Namespace) -> int:
     settings = _settings(args, machine)
     if args.write and not args.dry_run and not args.site:
         require_stores(settings.stores)
+    closed = closed_to_others(settings.mount_program) if args.site else ""
+    if closed:
+        sys.stderr.write(f"squashmount-conf: warning: other users cannot run {settings.mount_program}: see {closed}\n")
     changes = plan_site(settings, args.prefix) if args.site else plan_user(settings, machine)
     if args.write and not args.dry_run:
         install(changes)

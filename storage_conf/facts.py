@@ -10,6 +10,7 @@ from typing import Any
 from squashmount.mountinfo import Mount
 
 from .podman import Machine, engine_files, expand, storage_files, system_file
+from .program import Program, read_program
 from .store_facts import StoreFacts, read_store
 
 _PARALLEL = frozenset({"lustre", "gpfs", "beegfs", "beegfs_nodev", "ceph", "panfs", "wekafs", "pvfs2", "orangefs"})
@@ -45,17 +46,6 @@ class Place:
     def shared(self) -> bool:
         """Tell whether several nodes see it, as far as the type of the file system says."""
         return self.fstype in NETWORK or (self.fstype.startswith("fuse.") and self.fstype not in _LOCAL_FUSE)
-
-
-@dataclass(frozen=True)
-class Program:
-    """The mount_program: `kind` is squashmount, fuse-overlayfs, other or empty (none configured)."""
-
-    path: str = ""
-    kind: str = ""
-    exists: bool = False
-    executable: bool = False
-    interpreter: str = ""  # of a script, when it cannot be executed
 
 
 @dataclass(frozen=True)
@@ -269,20 +259,3 @@ def former_driver(graphroot: str) -> str:
     except OSError:
         return ""
     return "overlay" if "overlay" in names else (names or [""])[0]
-
-
-def read_program(path: str) -> Program:
-    """Look at a mount_program without starting it."""
-    if not path:
-        return Program()
-    try:
-        with open(path, "rb") as file:
-            head = file.read(4096)
-    except OSError:
-        head = b""
-    name = os.path.basename(path)
-    kind = "squashmount" if b"squashmount" in head else name if name == "fuse-overlayfs" else "other"
-    first = head.split(b"\n", 1)[0]
-    words = os.fsdecode(first[2:]).split() if first.startswith(b"#!") else []
-    broken = words[0] if words and not os.access(words[0], os.X_OK) else ""
-    return Program(path, kind, os.path.exists(path), os.access(path, os.X_OK), broken)

@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import tempfile
 import tomllib
 from pathlib import Path
 
@@ -184,6 +185,28 @@ def test_a_place_that_cannot_be_written(home: Path, capsys: pytest.CaptureFixtur
     monkey = main(["generate", "--write", str(home / "store")])
     assert monkey in {2, 6}
     assert "storage.conf cannot be" in capsys.readouterr().err
+
+
+def test_a_site_is_told_when_others_cannot_run_the_program(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["generate", "--site", "--prefix", str(home / "image"), "--mount-program"]
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as name:
+        program = Path(name) / "squashmount"
+        program.write_text(f"#!{name}/closed/python\n")
+        program.chmod(0o755)
+        (program.parent / "closed").mkdir()
+        (program.parent / "closed/python").symlink_to("/bin/sh")
+        for folder in (name, f"{name}/closed", ""):
+            Path(name).chmod(0o755)
+            (program.parent / "closed").chmod(0o755)
+            if folder:
+                Path(folder).chmod(0o700)
+            assert main([*argv, str(program)]) == 0
+            err = capsys.readouterr().err
+            assert err == (
+                f"squashmount-conf: warning: other users cannot run {program}: see {folder}\n" if folder else ""
+            )
+    assert main([*argv, "/not/there/yet"]) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_subuid_ranges(tmp_path: Path) -> None:
