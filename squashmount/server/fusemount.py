@@ -31,6 +31,10 @@ def mount_fuse(
 
     `source` is what mountinfo shows in its first field. Nothing answers until somebody serves the descriptor; when
     the last copy of it is closed, every access fails with ENOTCONN. Raises HostError.
+
+    `default_permissions` in a user namespace: the kernel's check then asks for POSIX ACLs, which a FUSE mount there
+    refuses with EOPNOTSUPP for files of other owners (fs/fuse/acl.c, fuse_no_acl). Leave it off below an overlay,
+    which checks permissions itself.
     """
     fd = _open_device()
     options = [

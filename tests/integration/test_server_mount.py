@@ -5,6 +5,7 @@ import errno
 import hashlib
 import os
 import pickle
+import select
 import signal
 import stat
 import subprocess
@@ -219,6 +220,53 @@ def test_a_killed_server_is_an_error_and_not_a_hang(squash: str, tmp_path: Path)
     code, seconds = run(killed, squash, tmp_path=tmp_path)
     assert code in {"ENOTCONN", "ECONNABORTED"}
     assert seconds < 5
+
+
+def survivor(mountpoint: str, squash: str) -> Any:
+    """Kill the server again and again while a walk is under way; the next one takes over the same descriptor."""
+    private_mounts()
+    fd = mount_fuse(mountpoint, source=squash)
+    results, found = os.pipe()
+    serving = 0
+    kills = 0
+    walker = 0
+    try:
+        while True:
+            serving = os.fork()
+            if serving == 0:
+                with SquashImage.open(squash) as image:
+                    serve(fd, Tree(image), log=lambda _line: None, resumed=walker > 0)
+                os._exit(0)
+            if not walker:
+                walker = os.fork()
+                if walker == 0:
+                    os.close(fd)
+                    os.close(results)
+                    with os.fdopen(found, "wb") as file:
+                        pickle.dump([describe_folder(mountpoint) for _ in range(3)], file)
+                    os._exit(0)
+                os.close(found)
+            if select.select([results], [], [], 0.1)[0] or kills == 10:
+                break
+            os.kill(serving, signal.SIGKILL)
+            os.waitpid(serving, 0)
+            kills += 1
+        with os.fdopen(results, "rb") as file:
+            return kills, pickle.load(file)
+    finally:
+        unmount_fuse(mountpoint)
+        os.kill(serving, signal.SIGKILL)
+        os.waitpid(serving, 0)
+        os.waitpid(walker, 0)
+
+
+@pytest.mark.skipif(
+    tuple(map(int, os.uname().release.split(".")[:2])) < (6, 9), reason="needs FUSE_NOTIFY_RESEND: Linux 6.9"
+)
+def test_a_successor_answers_what_a_killed_server_left(source: Path, squash: str, tmp_path: Path) -> None:
+    kills, walks = run(survivor, squash, tmp_path=tmp_path)
+    assert kills >= 1
+    assert walks == [describe_folder(source)] * 3
 
 
 def in_user_namespace(mountpoint: str, squash: str) -> Any:
