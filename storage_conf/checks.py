@@ -52,11 +52,20 @@ def driver(facts: Facts) -> Iterator[Finding]:
 
 def former_driver(facts: Facts) -> Iterator[Finding]:
     """Report another first driver: a graphroot keeps it."""
-    if facts.former_driver not in {"", "overlay"}:
+    if facts.history.driver not in {"", "overlay"}:
         root = facts.graphroot.path
         why = "Podman remembers the first driver of a graphroot and overrides storage.conf with it."
         fix = f"save what you need, then: podman system reset (or rm -rf {root}), or choose another graphroot"
-        yield error(f"{root} was first used with the driver {facts.former_driver}.", why, fix)
+        yield error(f"{root} was first used with the driver {facts.history.driver}.", why, fix)
+
+
+def former_runroot(facts: Facts) -> Iterator[Finding]:
+    """Report another first runroot: a graphroot keeps it (tried with 5.4.2)."""
+    remembered = facts.history.runroot
+    if remembered and remembered != facts.runroot.path:
+        why = f"{facts.graphroot.path}/db.sql remembers {remembered}, and Podman takes that."
+        fix = f'runroot = "{remembered}", another graphroot, or podman system reset (removes your images)'
+        yield warning(f"runroot {facts.runroot.path} is not used.", why, fix)
 
 
 def network_place(facts: Facts) -> Iterator[Finding]:
@@ -146,11 +155,11 @@ def lost_system_keys(facts: Facts) -> Iterator[Finding]:
 
 
 def env_graphroot(facts: Facts) -> Iterator[Finding]:
-    """Report a graphroot that Podman 4 ignores: in a file that CONTAINERS_STORAGE_CONF names."""
+    """Report a graphroot that Podman 4 and 5 ignore: in a file that CONTAINERS_STORAGE_CONF names."""
     machine, storage = facts.machine, facts.storage
     graphroot = storage.get("graphroot")
-    if machine.named_by_variable and machine.rootless and machine.podman == 4 and graphroot:
-        why = "Podman 4 takes only rootless_storage_path from a file named in CONTAINERS_STORAGE_CONF."
+    if machine.named_by_variable and machine.rootless and machine.podman < 6 and graphroot:
+        why = "Podman 4 and 5 take only rootless_storage_path from a file named in CONTAINERS_STORAGE_CONF."
         if storage.get("rootless_storage_path") != graphroot:
             yield error(f"graphroot {graphroot} is not used.", why, f'add rootless_storage_path = "{graphroot}"')
 
@@ -212,6 +221,7 @@ CHECKS: tuple[Check, ...] = (
     environment,
     driver,
     former_driver,
+    former_runroot,
     network_place,
     shared_by_users,
     unwritable_place,

@@ -1,7 +1,6 @@
 """Everything the checks judge, gathered once: files, effective values, places, program, stores."""
 
 import os
-import sqlite3
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,6 +8,7 @@ from typing import Any
 
 from squashmount.mountinfo import Mount
 
+from .history import History, read_history
 from .podman import Machine, engine_files, expand, storage_files, system_file
 from .program import Program, read_program
 from .store_facts import StoreFacts, read_store
@@ -60,7 +60,7 @@ class Facts:
     engine: dict[str, Any]
     graphroot: Place
     runroot: Place
-    former_driver: str
+    history: History
     program: Program
     stores: tuple[StoreFacts, ...]
     runtime_dir: str  # ok, or what is wrong with XDG_RUNTIME_DIR
@@ -89,7 +89,7 @@ def gather(machine: Machine, mounts: Sequence[Mount]) -> Facts:
         engine=_merged(engine),
         graphroot=graphroot,
         runroot=place(machine, mounts, *_runroot(machine, storage), origins),
-        former_driver=former_driver(graphroot.path),
+        history=read_history(graphroot.path),
         program=read_program(program),
         stores=tuple(read_store(item) for item in stores if isinstance(item, str)) if isinstance(stores, list) else (),
         runtime_dir=_runtime_dir(machine),
@@ -160,8 +160,8 @@ def _graphroot(machine: Machine, storage: dict[str, Any]) -> tuple[str, str]:
     home = machine.environ.get("XDG_DATA_HOME") or os.path.join(machine.environ.get("HOME") or "/", ".local/share")
     if not machine.rootless:
         return str(storage.get("graphroot", "")), "/var/lib/containers/storage"
-    # Podman 4.3.1 takes rootless_storage_path, not graphroot, from a file named in CONTAINERS_STORAGE_CONF (tried)
-    first = "" if machine.named_by_variable and machine.podman < 5 else storage.get("graphroot", "")
+    # from a file named in CONTAINERS_STORAGE_CONF they take rootless_storage_path, not graphroot (tried: 4.3.1, 5.4.2)
+    first = "" if machine.named_by_variable and machine.podman < 6 else storage.get("graphroot", "")
     return str(first or storage.get("rootless_storage_path", "")), os.path.join(home, "containers/storage")
 
 
@@ -169,7 +169,7 @@ def _runroot(machine: Machine, storage: dict[str, Any]) -> tuple[str, str]:
     if not machine.rootless:
         return str(storage.get("runroot", "")), "/run/containers/storage"
     default = _session_dir(machine)
-    named = machine.named_by_variable and machine.podman < 5  # ignored there, like graphroot (tried with 4.3.1)
+    named = machine.named_by_variable and machine.podman < 6  # ignored there, like graphroot
     return "" if named else str(storage.get("runroot", "")), os.path.join(default, "containers")
 
 
@@ -238,24 +238,3 @@ def _flags(path: str) -> frozenset[str]:
         return frozenset()
     bits = {"noexec": os.ST_NOEXEC, "nosuid": os.ST_NOSUID, "nodev": os.ST_NODEV, "ro": os.ST_RDONLY}
     return frozenset(name for name, bit in bits.items() if flags & bit)
-
-
-def former_driver(graphroot: str) -> str:
-    """Return the driver a graphroot was first used with: Podman 5 remembers it in a database; else by its folders."""
-    database = os.path.join(graphroot, "db.sql")
-    if os.path.exists(database):
-        try:
-            connection = sqlite3.connect(f"file:{database}?mode=ro&immutable=1", uri=True)
-            try:
-                row = connection.execute("SELECT GraphDriver FROM DBConfig").fetchone()
-            finally:
-                connection.close()
-            if row and row[0]:
-                return str(row[0])
-        except sqlite3.Error:
-            return ""  # another version's table: the folders would be a guess against the database
-    try:
-        names = [name.removesuffix("-images") for name in os.listdir(graphroot) if name.endswith("-images")]
-    except OSError:
-        return ""
-    return "overlay" if "overlay" in names else (names or [""])[0]

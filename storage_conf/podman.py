@@ -1,7 +1,8 @@
 """Which configuration files a given Podman reads for a given user, in which order, and how it reads paths in them.
 
 Sources: containers/storage types/options.go and utils.go (storage <= 1.5x: Podman 4 and 5), container-libs
-storage/pkg/configfile/parse.go (Podman 6); what Podman 4.3.1 does was tried on Debian 12.
+storage/pkg/configfile/parse.go (Podman 6); what 4.3.1 and 5.4.2 do was tried on
+Debian 12 and 13.
 """
 
 import os

@@ -55,7 +55,7 @@ def torn_store(facts: Facts) -> Iterator[Finding]:
     for store in facts.stores:
         fix = f"the owner of the store: migrate2scratch init {store.path}, or take it out of additionalimagestores"
         for name, problem in store.torn:
-            why = "Podman shows an empty store (4.3 does), or refuses it, and with it every command (5 and later)."
+            why = "Podman shows an empty store (4.3.1 does), or refuses it, and with it every command (5.4.2 does)."
             yield error(f"{store.path}/{name} is damaged: {problem}", why, fix)
         for name in store.empty:
             why = "Podman reads it as a store without images and says nothing."

@@ -95,15 +95,17 @@ Break = Callable[[Bench], None]
 E, W, I = Severity.ERROR, Severity.WARNING, Severity.INFO  # noqa: E741 - columns of the table below
 
 
-def database(bench: Bench) -> None:
-    folder = bench.root / f"c-{bench.uid}/gr"
-    folder.mkdir(parents=True)
-    (folder / "overlay-images").mkdir()
-    connection = sqlite3.connect(folder / "db.sql")
-    connection.execute("CREATE TABLE DBConfig (ID INTEGER, GraphDriver TEXT)")
-    connection.execute("INSERT INTO DBConfig VALUES (1, 'vfs')")
-    connection.commit()
-    connection.close()
+def database(driver: str, runroot: str) -> Callable[["Bench"], None]:
+    def change(bench: Bench) -> None:
+        folder = bench.root / f"c-{bench.uid}/gr"
+        (folder / "overlay-images").mkdir(parents=True)
+        connection = sqlite3.connect(folder / "db.sql")
+        connection.execute("CREATE TABLE DBConfig (ID INTEGER, GraphDriver TEXT, RunRoot TEXT)")
+        connection.execute("INSERT INTO DBConfig VALUES (1, ?, ?)", (driver, runroot.format(uid=bench.uid)))
+        connection.commit()
+        connection.close()
+
+    return change
 
 
 def big_runroot(bench: Bench) -> None:
@@ -176,7 +178,8 @@ CASES: list[tuple[str, Severity, int, Break]] = [
     ("driver", E, 5, swap('"overlay"', '"vfs"')),
     ("driver", E, 5, swap('driver = "overlay"', "")),
     ("driver", W, 5, lambda bench: bench.conf.unlink()),
-    ("former_driver", E, 5, database),
+    ("former_driver", E, 5, database("vfs", "/tmp/c-{uid}/run")),
+    ("former_runroot", W, 5, database("overlay", "/run/other")),
     ("former_driver", E, 4, lambda bench: (bench.root / f"c-{bench.uid}/gr/vfs-images").mkdir(parents=True)),
     ("network_place", E, 5, lambda bench: bench.mount(bench.root, "lustre")),
     ("network_place", E, 5, lambda bench: bench.mount("/tmp", "nfs4")),
@@ -187,6 +190,7 @@ CASES: list[tuple[str, Severity, int, Break]] = [
     ("variables", E, 5, swap("c-$UID", "c-$NOPE")),
     ("long_runroot", E, 5, big_runroot),
     ("env_graphroot", E, 4, env_file),
+    ("env_graphroot", E, 5, env_file),
     ("lost_system_keys", W, 5, system_store),
     ("lost_system_keys", W, 4, system_store_no_user_file),
     ("deprecated_path", W, 6, lambda _: None),
@@ -256,6 +260,13 @@ def as_another_user(question: Callable[[], object]) -> Any:
         answer = file.read()
     os.waitpid(pid, 0)
     return json.loads(answer)
+
+
+def test_a_database_that_agrees_or_is_not_one(bench: Bench) -> None:
+    database("overlay", "/tmp/c-{uid}/run")(bench)
+    assert bench.found() == {}
+    (bench.root / f"c-{bench.uid}/gr/db.sql").write_text("no database")
+    assert bench.found() == {}
 
 
 def test_a_store_closed_to_the_user_and_a_place_he_cannot_write() -> None:
