@@ -31,7 +31,8 @@ def main(argv: list[str] | None = None) -> int:
     except SystemExit as end:
         return int(end.code or 0)
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup(1)
+            signal.signal(number, _interrupt)
     try:
         return _COMMANDS[arguments.command](arguments, load_config())
     except SquashmountError as err:

@@ -9,6 +9,7 @@ is in a PID namespace whose first process dies with its parent (pid_namespaces(7
 """
 
 import ctypes
+import errno
 import hashlib
 import json
 import os
@@ -17,6 +18,7 @@ import signal
 import stat
 import sys
 import tempfile
+import termios
 from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from typing import Any
@@ -73,7 +75,7 @@ def _first_process(job: Job) -> int:
 
 def _squash(job: Job) -> dict[str, Any]:
     with ExitStack() as stack:
-        root = _mounted(job, stack)
+        root = _mounted(job)
         found = survey.survey(root)
         restored = _owners_to_restore(job, root, found)
         run = _prepared(job, root, found, restored, stack)
@@ -127,13 +129,18 @@ def _prepared(
     )
 
 
-def _mounted(job: Job, stack: ExitStack) -> str:
-    """Mount the image with Podman and make sure that the mount is in our own namespace."""
+def _mounted(job: Job) -> str:
+    """Mount the image with Podman and make sure that the mount is in our own namespace.
+
+    Podman counts mounts in the runroot (containers/storage layers.go, mountpoints.json). A count that a killed process
+    leaves behind never goes away, so Podman gets an empty private directory to count in, and nobody needs to unmount.
+    """
+    if job.counts:
+        linux.mount("tmpfs", job.counts, "tmpfs", 0, "mode=0700")
     if job.runtime_dir:
         linux.mount("tmpfs", job.runtime_dir, "tmpfs", 0, "mode=0700")
         os.environ["SQUASHMOUNT_RUNTIME_DIR"] = job.runtime_dir
     root = process.run(*job.podman, "image", "mount", job.image).strip()
-    stack.callback(process.status, *job.podman, "image", "umount", job.image)
     if not job.copies and not _is_mount(root):
         raise ToolError("Podman did not mount the image where it can be squashed.", details=root)
     return root
@@ -168,21 +175,33 @@ def _xattr_mode(job: Job, found: survey.Survey) -> str:
 
 
 def _run(argv: list[str]) -> None:
-    """Run mksquashfs and report its percentages."""
+    """Run mksquashfs and report its percentages. It gets a terminal: into a pipe it writes them 4 KiB at a time."""
     env = {key: value for key, value in os.environ.items() if key != "SOURCE_DATE_EPOCH"}  # excludes -mkfs-time
-    with tempfile.TemporaryFile() as stderr, process.started(*argv, stderr=stderr, env=env) as child:
-        assert child.stdout is not None
+    ours, theirs = os.openpty()
+    termios.tcsetwinsize(theirs, (24, 80))
+    with tempfile.TemporaryFile() as stderr, process.started(*argv, stderr=stderr, stdout=theirs, env=env) as child:
+        os.close(theirs)
         shown = -1
-        while chunk := os.read(child.stdout.fileno(), 65536):
-            percent = mksquashfs.parse_progress(chunk.decode("ascii", "replace"))
+        while text := _read(ours):
+            percent = mksquashfs.parse_progress(text)
             if percent is not None and percent != shown:
                 _report(percent=percent)
                 shown = percent
         code = child.wait()
         if code != 0:
             stderr.seek(0)
-            text = stderr.read().decode("utf-8", "replace").strip()
-            raise ToolError(f"mksquashfs failed with exit status {code}.", details="\n".join(text.splitlines()[-8:]))
+            errors = stderr.read().decode("utf-8", "replace").strip()
+            raise ToolError(f"mksquashfs failed with exit status {code}.", details="\n".join(errors.splitlines()[-8:]))
+    os.close(ours)
+
+
+def _read(terminal: int) -> str:
+    try:
+        return os.read(terminal, 65536).decode("ascii", "replace")
+    except OSError as err:
+        if err.errno != errno.EIO:  # how a terminal says that nobody holds its other end (pty(7))
+            raise
+        return ""
 
 
 def _report(**message: object) -> None:

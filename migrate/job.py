@@ -14,7 +14,7 @@ class Job:
 
     `tar_splits` are the header records of the layers, bottom first (empty: none known); `owners_seen` all ids they
     named. `copies` is true for storage drivers without mounts (vfs). `runtime_dir` is an empty directory for a server
-    that the mount of the image may start.
+    that the mount of the image may start, `counts` Podman's directory for counting mounts.
     """
 
     podman: tuple[str, ...]
@@ -29,6 +29,7 @@ class Job:
     owners_seen: tuple[int, ...] = ()
     owners_lost: bool = False
     runtime_dir: str = ""
+    counts: str = ""
 
     def to_json(self) -> bytes:
         """Return one line."""

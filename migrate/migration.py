@@ -182,6 +182,7 @@ def _job(found: Source, options: Options, staged: str, file: str) -> Job:
         owners_seen=tuple(sorted(frozenset[int]().union(*(layer.owners_seen for layer in chain)))),
         owners_lost=found.store.ignores_chown_errors,
         runtime_dir=runtime,
+        counts=os.path.join(found.store.runroot, f"{found.store.driver}-layers"),
     )
 
 

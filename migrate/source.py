@@ -43,6 +43,7 @@ class PodmanStore:
     """What `podman info` says about the store."""
 
     graphroot: str
+    runroot: str
     driver: str
     rootless: bool
     ignores_chown_errors: bool
@@ -59,6 +60,7 @@ def describe(podman: Podman, log: process.Log = process.quiet) -> PodmanStore:
     host = jsonio.get_object(info, "host", where="podman info")
     return PodmanStore(
         graphroot=jsonio.get_str(store, "graphRoot", where="podman info.store"),
+        runroot=jsonio.get_str(store, "runRoot", where="podman info.store"),
         driver=jsonio.get_str(store, "graphDriverName", where="podman info.store"),
         rootless=jsonio.get_object(host, "security").get("rootless") is True,
         ignores_chown_errors=str(options.get("overlay.ignore_chown_errors", "")).lower() == "true",

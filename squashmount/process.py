@@ -46,16 +46,22 @@ def run_both(
 
 @contextmanager
 def started(
-    *argv: str, stderr: BinaryIO, env: Mapping[str, str] | None = None, grace: float = 0.0, log: Log = quiet
+    *argv: str,
+    stderr: BinaryIO,
+    stdout: int | None = None,
+    env: Mapping[str, str] | None = None,
+    grace: float = 0.0,
+    log: Log = quiet,
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Start a program that runs beside us, with pipes on its standard input and output.
+    """Start a program that runs beside us, with pipes on its standard input and output (or `stdout`, a descriptor).
 
     When the block ends, so does the program: its standard input is closed, it gets `grace` seconds to end by itself,
     then SIGTERM, five seconds later SIGKILL. Raises ToolError when the program is missing or cannot be executed.
     """
     log("$ " + shlex.join(argv))
     try:
-        child = subprocess.Popen(argv, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr)
+        output = subprocess.PIPE if stdout is None else stdout
+        child = subprocess.Popen(argv, env=env, stdin=subprocess.PIPE, stdout=output, stderr=stderr)
     except OSError as err:
         raise ToolError(f"{argv[0]} cannot be started.", details=str(err)) from err
     try:
