@@ -73,7 +73,9 @@ def mount_fuse_overlayfs(request: MountRequest, plan: MountPlan, squash_root: st
     if host.fuse_overlayfs is None:
         raise _no_fuse_overlayfs(plan.reason)
     lowers = ":".join(_twice_escaped(path) for path in [*plan.above, squash_root])
-    options = ",".join([f"lowerdir={lowers}", *_other_options(request)])
+    # noacl: a squash holds no POSIX ACLs, and a FUSE lower in a user namespace answers EOPNOTSUPP to the question
+    # (fs/fuse/acl.c, fuse_no_acl), which fuse-overlayfs would pass on to every open of a file of another owner
+    options = ",".join([f"lowerdir={lowers}", *_other_options(request), "noacl"])
     run(host.fuse_overlayfs, "-o", options, request.target)
     if not os.path.ismount(request.target):
         raise ToolError(f"fuse-overlayfs ended well but mounted nothing on {request.target}.")

@@ -31,7 +31,8 @@ def supervise(place: ServerDir, served: Served, config: Config, log: Log, ready:
     alive = os.open(place.alive, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     fcntl.flock(alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
     image = SquashImage.open(served.squash, cache_bytes=config.cache_mib << 20)
-    fuse = mount_fuse(place.mountpoint, source="squashmount")
+    # No default_permissions: on top is always an overlay, which checks, and nobody else gets through our 0700 directory
+    fuse = mount_fuse(place.mountpoint, source="squashmount", default_permissions=False)
     namespace = namespace_id()
     # From here on a failure must not leave a mount that nobody serves
     try:

@@ -341,3 +341,30 @@ def build_busybox(node: Node, name: str) -> None:
     (context / "Containerfile").write_text(BUSYBOX)
     run("chown", "-R", f"{node.user.uid}:{node.user.gid}", str(context)).ok()
     node.podman("build", "--isolation=chroot", "--network=host", "-t", name, str(context)).ok()
+
+
+DEBIAN = r"""
+FROM scratch
+ADD debian.tar /
+COPY odd_tree.py /odd_tree.py
+RUN python3 /odd_tree.py /odd && rm /odd_tree.py
+RUN cd /odd && rm -r gone again deleted becomes-dir becomes-file && \
+    mkdir again becomes-dir && echo new > again/new && echo in > becomes-dir/in && echo file > becomes-file
+RUN rm -r /usr/share/doc && mkdir /usr/share/doc && echo one > /usr/share/doc/one && rm /etc/motd && ln -sf /proc/mounts /etc/mtab
+ENV PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin LANG=C.UTF-8
+ENTRYPOINT ["/usr/bin/env"]
+CMD ["python3", "-c", "print('debian')"]
+"""
+
+
+def build_debian(node: Node, name: str) -> None:
+    """Build a real Debian with Python in several layers: deletions, an opaque directory, and everything odd."""
+    context = node.base / "debian"
+    context.mkdir()
+    tar = debian_tar("bookworm", "python3")
+    shutil.copy(tar, context / "debian.tar")
+    shutil.copy(TOP / "tests/odd_tree.py", context)
+    (context / "Containerfile").write_text(DEBIAN)
+    options = ("--layers", "--isolation=chroot", "--network=host")
+    node.podman("build", *options, "-t", name, str(context), timeout=600).ok()
+    run("rm", "-rf", str(context)).ok()

@@ -7,6 +7,7 @@ every node the kernel still remembers. Errors: OSError with the errno to answer;
 import errno
 import os
 import stat
+import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -22,6 +23,10 @@ MAX_NAME = 255  # NAME_MAX; squashfs allows 256
 
 # What an overlay wrote about its own layers must not be read as if it were about ours.
 _HIDDEN = (b"user.overlay.", b"trusted.overlay.", b"user.fuseoverlayfs.", b"user.containers.", b"system.posix_acl_")
+
+_CAPABILITY = b"security.capability"
+_VFS_CAP_2 = struct.Struct("<5I")
+_VFS_CAP_3 = struct.Struct("<6I")
 
 
 class IdShift(NamedTuple):
@@ -144,7 +149,19 @@ class Tree:
         value = None if name.startswith(_HIDDEN) else self.image.xattrs(self._inode(node)).get(name)
         if value is None:
             raise _error(errno.ENODATA)
-        return value
+        return self._capability(value) if name == _CAPABILITY else value
+
+    def _capability(self, value: bytes) -> bytes:
+        """Make a file capability count for the container's root when that is another id than the namespace's 0."""
+        root = self._shift.uid(0)
+        # capabilities(7), "File capability versioning": version 2 means root of the file system's user namespace,
+        # version 3 names the root user id
+        if root == 0 or len(value) != _VFS_CAP_2.size:
+            return value
+        magic, *sets = _VFS_CAP_2.unpack(value)
+        if magic & 0xFF000000 != 0x02000000:
+            return value
+        return _VFS_CAP_3.pack(magic & 0xFF | 0x03000000, *sets, root)
 
     def usage(self) -> Usage:
         """Return the numbers of statfs(2)."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from lab import Node, User, build_busybox, install_product, make_user, registry
+from lab import Node, User, build_busybox, build_debian, install_product, make_user, registry
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.needs_fuse, pytest.mark.needs_podman]
 
@@ -97,3 +97,28 @@ def busybox(login: Node, store: Path, registry_address: str) -> str:
 def compute(make_node: Callable[..., Node], alice: User, store: Path) -> Node:
     """A compute node of alice's: an empty graphroot that sees only the store."""
     return make_node(alice, stores=(store,))
+
+
+@pytest.fixture(scope="session")
+def debian(login: Node, store: Path, registry_address: str) -> str:
+    """A real Debian with Python in several layers: pushed, pulled and squashed like `busybox`."""
+    name = f"{registry_address}/debian/python:3"
+    build_debian(login, name)
+    login.podman("push", "--tls-verify=false", name, timeout=300).ok()
+    login.podman("rmi", "--force", name).ok()
+    login.podman("pull", "--tls-verify=false", name, timeout=300).ok()
+    login.migrate("mig", name, str(store), timeout=300).ok()
+    return name
+
+
+@pytest.fixture(scope="session")
+def solo_store(lab: Path, product: Path, solo: User, debian: str) -> Path:
+    """A store made by a user without an id range: he pulled with ignore_chown_errors, all files are his on disk."""
+    path = lab / "solo-store"
+    path.mkdir(mode=0o755)
+    os.chown(path, solo.uid, solo.gid)
+    node = Node(solo, "login", product, ignore_chown_errors=True)
+    node.podman("pull", "--tls-verify=false", debian, timeout=300).ok()
+    node.migrate("mig", debian, str(path), timeout=300).ok()
+    node.close()
+    return path
