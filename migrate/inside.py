@@ -164,14 +164,20 @@ def _single_id() -> bool:
 
 
 def _xattr_mode(job: Job, found: survey.Survey) -> str:
+    """Decide about xattrs. Before 4.6 mksquashfs takes all or none.
+
+    The host's SELinux labels then come along where the image has file capabilities: no FUSE mount shows them.
+    """
     mode = found.xattrs
-    if mode == "filter" and not job.binary.excludes_xattrs:
-        raise ToolError(
-            f"mksquashfs {job.binary} cannot leave out single extended attributes.",
-            details=f"the image has its own xattrs and also {found.unwanted_example}",
-            hint="install squashfs-tools 4.6 or newer",
-        )
-    return mode
+    if mode != "filter" or job.binary.excludes_xattrs:
+        return mode
+    if not found.storage_xattrs:
+        return "keep"
+    raise ToolError(
+        f"mksquashfs {job.binary} cannot leave out single extended attributes.",
+        details=f"the image has its own xattrs and also {found.example}",
+        hint="install squashfs-tools 4.6 or newer",
+    )
 
 
 def _run(argv: list[str]) -> None:

@@ -119,9 +119,11 @@ class Run:
 
 
 UNWANTED_XATTRS = (
-    r"^(user|trusted)\.overlay\.|^user\.fuseoverlayfs\.|^user\.containers\.|^security\.(selinux|ima|evm)$|^system\."
+    r"^(user|trusted)\.overlay\.|^user\.fuseoverlayfs\.|^user\.containers\.|^security\.(selinux|ima|evm|SMACK64.*)$"
 )
-"""What container storage and this host put on files. The image's own user.* and security.capability stay."""
+"""survey.belongs_to says why. The image's own user.* stay, and security.capability does: what mksquashfs reads inside
+the user namespace is relative to that namespace (capabilities(7), "Namespaced file capabilities"), and so is what a
+mount of the squash inside one shows: the container behaves as with unpacked layers."""
 
 
 def command(binary: Mksquashfs, run: Run) -> list[str]:

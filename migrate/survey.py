@@ -12,12 +12,11 @@ SAMPLES = 8
 """Files read back after squashing."""
 _SAMPLE_LIMIT = 1 << 20
 
-_UNWANTED = re.compile(
-    r"(user|trusted)\.overlay\.|user\.fuseoverlayfs\.|user\.containers\.|security\.(selinux|ima|evm)$|system\."
-)
-"""The same set as mksquashfs.UNWANTED_XATTRS. `user.overlay.` and `trusted.overlay.` are overlayfs' own
-(Documentation/filesystems/overlayfs.rst), the next two fuse-overlayfs' and containers-storage's, and labels, hashes and
-ACLs of `security.` and `system.` belong to the host's file system."""
+_OF_STORAGE = re.compile(r"(user|trusted)\.overlay\.|user\.fuseoverlayfs\.|user\.containers\.")
+"""`user.overlay.` and `trusted.overlay.` are overlayfs' own (Documentation/filesystems/overlayfs.rst), the others
+fuse-overlayfs' and containers-storage's. In a squash they would change what an overlay on top of it shows."""
+_OF_HOST = re.compile(r"security\.(selinux|ima|evm|SMACK64.*)$|system\.")
+"""Labels, hashes and ACLs of the file system the image is unpacked on."""
 
 
 @dataclass(slots=True)
@@ -31,22 +30,25 @@ class Survey:
     size: int = 0
     root_mode: int = 0o755
     owners: set[int] = field(default_factory=set)
-    unwanted_xattrs: int = 0
-    other_xattrs: int = 0
-    unwanted_example: str = ""
+    storage_xattrs: int = 0
+    host_xattrs: int = 0
+    image_xattrs: int = 0
+    example: str = ""
     candidates: list[tuple[int, bytes]] = field(default_factory=list)
 
     @property
     def xattrs(self) -> str:
         """Return what mksquashfs must do with xattrs: `keep`, `none` or `filter`."""
-        if not self.unwanted_xattrs:
+        if not self.storage_xattrs and not self.host_xattrs:
             return "keep"
-        return "filter" if self.other_xattrs else "none"
+        return "filter" if self.image_xattrs else "none"
 
 
-def unwanted(name: str) -> bool:
-    """Tell whether an xattr belongs to container storage or this host and not to the image."""
-    return _UNWANTED.match(name) is not None
+def belongs_to(name: str) -> str:
+    """Return whose xattr it is: `storage`, `host` or `image`."""
+    if _OF_STORAGE.match(name):
+        return "storage"
+    return "host" if _OF_HOST.match(name) else "image"
 
 
 def walk(root: bytes) -> Iterator[tuple[bytes, os.stat_result]]:
@@ -95,11 +97,14 @@ def _consider(found: Survey, path: bytes, size: int) -> None:
 
 def _count_xattrs(found: Survey, path: bytes) -> None:
     for name in xattrs(path):
-        if unwanted(name):
-            found.unwanted_xattrs += 1
-            found.unwanted_example = found.unwanted_example or f"{name} on {os.fsdecode(path)}"
+        whose = belongs_to(name)
+        if whose == "storage":
+            found.storage_xattrs += 1
+            found.example = found.example or f"{name} on {os.fsdecode(path)}"
+        elif whose == "host":
+            found.host_xattrs += 1
         else:
-            found.other_xattrs += 1
+            found.image_xattrs += 1
 
 
 def xattrs(path: bytes) -> list[str]:
