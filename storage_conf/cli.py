@@ -22,6 +22,7 @@ from .subuid import has_range
 _EPILOG = """\
 exit codes:
   0    done; check: nothing is wrong (warnings do not count without --strict)
+  1    the reader of the output went away
   2    wrong use of the command line, or a present file that cannot be edited
   5    a store does not exist
   6    a file cannot be written
@@ -36,11 +37,16 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         code: int = args.command(args)
+        sys.stdout.flush()
         return code
     except SquashmountError as err:
         return report(err, program="squashmount-conf")
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # `| head` has seen enough; the interpreter must not complain at its end (signal, "Note on SIGPIPE")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
 
 
 def _parser() -> argparse.ArgumentParser:

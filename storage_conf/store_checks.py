@@ -43,7 +43,7 @@ def incomplete_store(facts: Facts) -> Iterator[Finding]:
     for store in facts.stores:
         locks = [name for name in store.missing if name.endswith(".lock")]
         lists = [name for name in store.missing if name.endswith(".json")]
-        fix = f"the owner of the store: migrate2scratch init {store.path}"
+        fix = _repair(store)
         if locks:
             yield error(f"{store.path}: {', '.join(locks)} is missing.", _REFUSED, fix)
         elif lists:
@@ -53,7 +53,7 @@ def incomplete_store(facts: Facts) -> Iterator[Finding]:
 def torn_store(facts: Facts) -> Iterator[Finding]:
     """Report lists that cannot be parsed or have nothing in them."""
     for store in facts.stores:
-        fix = f"the owner of the store: migrate2scratch init {store.path}, or take it out of additionalimagestores"
+        fix = _repair(store)
         for name, problem in store.torn:
             why = "Podman shows an empty store (4.3.1 does), or refuses it, and with it every command (5.4.2 does)."
             yield error(f"{store.path}/{name} is damaged: {problem}", why, fix)
@@ -62,7 +62,7 @@ def torn_store(facts: Facts) -> Iterator[Finding]:
             yield warning(f"{store.path}/{name} is empty.", why, fix)
         for image in store.layerless:
             why = "Its layer is in no record: podman lists the image but cannot run it."
-            yield error(f"{store.path}: image {image[:12]} has no layer.", why, f"migrate2scratch rmi {image[:12]}")
+            yield error(f"{store.path}: image {image[:12]} has no layer.", why, fix)
 
 
 def duplicate_name(facts: Facts) -> Iterator[Finding]:
@@ -70,19 +70,21 @@ def duplicate_name(facts: Facts) -> Iterator[Finding]:
     for store in facts.stores:
         for name, ids in store.duplicates:
             shown = " and ".join(item[:12] for item in ids)
-            yield error(f"{store.path}: the name {name} is on two images ({shown}).", _REFUSED, _retag(store, name))
+            yield error(f"{store.path}: the name {name} is on two images ({shown}).", _REFUSED, _repair(store))
 
 
-def _retag(store: StoreFacts, name: str) -> str:
-    return f"the owner of the store: migrate2scratch rmi {name} {store.path}, then squash it again"
+def _repair(store: StoreFacts) -> str:
+    if store.version:
+        return f"the owner of the store: migrate2scratch repair {store.path}"
+    return f"repair {store.path} with the program that made it, or take it out of additionalimagestores"
 
 
 def newer_format(facts: Facts) -> Iterator[Finding]:
     """Report a store written by a later version of this project."""
     for store in facts.stores:
         if store.version and not (store.version.isascii() and store.version.isdigit()):
-            fix = f"the owner of the store: repair {store.path}/squashmount/version"
-            yield error(f"{store.path}: format {store.version!r} is not a number.", "The store may be damaged.", fix)
+            fix = f"the owner of the store: write {FORMAT} into {store.path}/squashmount/version"
+            yield error(f"{store.path}: format {store.version!r} is not a number.", "The file is damaged.", fix)
         elif store.version and int(store.version) > FORMAT:
             why = f"This squashmount knows formats up to {FORMAT}."
             yield error(f"{store.path} has format {store.version}.", why, "install a newer squashmount on this node")

@@ -1,6 +1,9 @@
 """The command `squashmount-conf check`: exit codes, text, JSON."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -75,3 +78,13 @@ def test_site_looks_as_an_ordinary_user(conf: Path, capsys: pytest.CaptureFixtur
     assert "runtime_dir" not in [finding["check"] for finding in answer["findings"]]
     assert answer["graphroot"].startswith(("/nonexistent", "/tmp", "/var", "/local"))
     assert main(["check", "--site", "--storage-conf", "/x", "--podman", podman]) == 2
+
+
+def test_a_reader_that_went_away_sees_no_traceback(conf: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    code = "import sys; from squashmount.storage_conf.cli import main; sys.exit(main(sys.argv[1:]))"
+    argv = [sys.executable, "-c", code, "check", "--storage-conf", str(conf)]
+    with os.fdopen(writer, "w") as stdout:
+        done = subprocess.run(argv, stdout=stdout, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "")
