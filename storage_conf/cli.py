@@ -93,7 +93,7 @@ def _add_scope(parser: argparse.ArgumentParser) -> None:
     scope = parser.add_mutually_exclusive_group()
     scope.add_argument("--user", action="store_true", help="files of this user (default)")
     scope.add_argument("--site", action="store_true", help="files in /etc for all rootless users of a node")
-    parser.add_argument("--podman", type=int, metavar="N", help="write for Podman 4, 5 or 6 (default: the installed)")
+    parser.add_argument("--podman", type=int, metavar="N", help="as Podman 4, 5 or 6 reads it (default: the installed)")
 
 
 def _add_check(commands: Any) -> None:
