@@ -20,9 +20,11 @@ _ENTRY = struct.Struct("<HhHH")
 _INDEX = struct.Struct("<3I")
 _MAX_RUN = 256
 _MAX_NAME = 256
+_RESERVED = frozenset({b".", b".."})
 _EMPTY = 3  # a directory's size is its listing's plus 3, for `.` and `..`, which are not stored
 
-_CACHED_BYTES = 4 << 20
+_CACHED_BYTES = 8 << 20
+_ENTRY_BYTES = 240  # of one entry in memory: a tuple of five, three numbers, the name's head, two pointers
 _CACHED_INDEX_RECORDS = 16384
 
 
@@ -45,20 +47,11 @@ class _Index(NamedTuple):
 
 
 class _Segment(NamedTuple):
-    """Entry i begins at `places[i]`; run r has the entries from `first[r]`, whose inodes are in block `block[r]`."""
+    """Part of a listing: `entries[i]` begins at `places[i]` of `data`."""
 
     data: bytes
     places: list[int]
-    first: list[int]
-    block: list[int]
-    number: list[int]
-
-    def entry(self, index: int, run: int) -> DirEntry:
-        place = self.places[index]
-        offset, delta, kind, length = _ENTRY.unpack_from(self.data, place)
-        name = self.data[place + 8 : place + 9 + length]
-        number = (self.number[run] + delta) & 0xFFFFFFFF
-        return DirEntry(name, self.block[run] << 16 | offset, number, KINDS[kind - 1])
+    entries: list[DirEntry]
 
 
 class Directories:
@@ -87,15 +80,12 @@ class Directories:
         for number in range(max(0, bisect_right(index.offsets, cookie) - 1), len(index.offsets)):
             base = index.offsets[number]
             segment = self._segment(inode, index, number)
-            at = bisect_left(segment.places, cookie - base)
-            run = bisect_right(segment.first, at) - 1
-            while at < len(segment.places):
-                if run + 1 < len(segment.first) and segment.first[run + 1] == at:
-                    run += 1
-                entry = self._checked(inode, segment.entry(at, run))
-                # Any value above this entry's place and not above the next one's.
-                yield base + segment.places[at] + 1, entry
-                at += 1
+            first = bisect_left(segment.places, cookie - base) if cookie > base else 0
+            # Any value above this entry's place and not above the next one's.
+            base += 1
+            _, places, entries = segment
+            for at in range(first, len(entries)):
+                yield base + places[at], entries[at]
 
     def lookup(self, inode: Inode, name: bytes) -> DirEntry | None:
         """Find one name; reads one segment."""
@@ -109,14 +99,9 @@ class Directories:
         while found >= 0:
             at = bisect_left(segment.places, found - 6)
             if at < len(segment.places) and segment.places[at] == found - 6:
-                return self._checked(inode, segment.entry(at, bisect_right(segment.first, at) - 1))
+                return segment.entries[at]
             found = segment.data.find(needle, found + 1)
         return None
-
-    def _checked(self, inode: Inode, entry: DirEntry) -> DirEntry:
-        if entry.ref in {inode.ref, self._root}:
-            raise self._metadata.source.damaged(f"the directory {inode.ref:#x} contains itself or the root")
-        return entry
 
     def _index(self, inode: Inode) -> _Index:
         found = self._indexes.get(inode.ref)
@@ -149,8 +134,7 @@ class Directories:
         found = self._segments.get(key)
         if found is None:
             found = self._read_segment(inode, index, number)
-            # An entry's place costs about as much as the entry: a pointer and an int of 28 bytes.
-            self._segments.put(key, found, len(found.data) + 36 * len(found.places))
+            self._segments.put(key, found, len(found.data) + _ENTRY_BYTES * len(found.places))
         return found
 
     def _read_segment(self, inode: Inode, index: _Index, number: int) -> _Segment:
@@ -164,30 +148,37 @@ class Directories:
         return self._parse(inode, data)
 
     def _parse(self, inode: Inode, data: bytes) -> _Segment:
-        segment = _Segment(data, [], [], [], [])
+        segment = _Segment(data, [], [])
         place = 0
         try:
             while place < len(data):
-                count, block, number = _RUN.unpack_from(data, place)
-                if count >= _MAX_RUN:
-                    raise self._metadata.source.damaged(f"a run of {count + 1} names in directory {inode.ref:#x}")
-                segment.first.append(len(segment.places))
-                segment.block.append(block)
-                segment.number.append(number)
-                place = self._parse_run(inode, segment, place + _RUN.size, count + 1)
+                run = _RUN.unpack_from(data, place)
+                if run[0] >= _MAX_RUN:
+                    raise self._metadata.source.damaged(f"a run of {run[0] + 1} names in directory {inode.ref:#x}")
+                place = self._parse_run(inode, segment, place + _RUN.size, run)
         except struct.error as err:
             raise self._metadata.source.damaged(f"the directory {inode.ref:#x} ends within an entry") from err
         return segment
 
-    def _parse_run(self, inode: Inode, segment: _Segment, place: int, count: int) -> int:
-        data = segment.data
-        for _ in range(count):
-            _, _, kind, length = _ENTRY.unpack_from(data, place)
-            name = data[place + 8 : place + 9 + length]
-            if len(name) != length + 1 or length >= _MAX_NAME or not 1 <= kind <= len(KINDS):
-                raise self._metadata.source.damaged(f"the directory {inode.ref:#x} has an impossible entry")
-            if b"/" in name or b"\0" in name or name in {b".", b".."}:
-                raise self._metadata.source.damaged(f"the directory {inode.ref:#x} contains the name {name!r}")
-            segment.places.append(place)
-            place += 9 + length
+    def _parse_run(self, inode: Inode, segment: _Segment, place: int, run: tuple[int, int, int]) -> int:
+        data, places, entries = segment
+        count, block, first = run
+        block <<= 16
+        forbidden = (inode.ref, self._root)
+        damaged = self._metadata.source.damaged
+        unpack = _ENTRY.unpack_from
+        for _ in range(count + 1):
+            offset, delta, kind, length = unpack(data, place)
+            behind = place + 9 + length
+            name = data[place + 8 : behind]
+            if behind > len(data) or length >= _MAX_NAME or not 1 <= kind <= len(KINDS):
+                raise damaged(f"the directory {inode.ref:#x} has an impossible entry")
+            if b"/" in name or b"\0" in name or name in _RESERVED:
+                raise damaged(f"the directory {inode.ref:#x} contains the name {name!r}")
+            ref = block | offset
+            if ref in forbidden:
+                raise damaged(f"the directory {inode.ref:#x} contains itself or the root")
+            places.append(place)
+            entries.append(DirEntry(name, ref, (first + delta) & 0xFFFFFFFF, KINDS[kind - 1]))
+            place = behind
         return place

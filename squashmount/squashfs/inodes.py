@@ -161,8 +161,9 @@ class Inodes:
         if ref < 0 or position >= self._end:
             raise damaged(f"inode reference {ref:#x} lies outside of the inode table")
         data, _ = self._metadata.block(position, self._end)
-        number = int.from_bytes(data[offset : offset + 2], "little") if offset + 2 <= len(data) else 0
-        if not number:  # possibly a type field split between two blocks
+        if offset + 2 <= len(data):
+            number = data[offset] | data[offset + 1] << 8
+        else:
             number = int.from_bytes(self._metadata.read(position, offset, 2, self._end)[0], "little")
         if not 1 <= number <= len(_FORMS):
             raise damaged(f"the inode at {ref:#x} has type {number}")
@@ -174,8 +175,8 @@ class Inodes:
             raw, position, offset = self._metadata.read(position, offset, form.size, self._end)
             fields = form.unpack(raw)
             tail = position << 16 | offset
-        _, mode, uid, gid, mtime, serial = fields[:6]
-        nlink, size, rdev, xattr, start, place, fragment, parent, indexes = make(*fields[6:])
+        _, mode, uid, gid, mtime, serial, *rest = fields
+        nlink, size, rdev, xattr, start, place, fragment, parent, indexes = make(*rest)
         kind = KINDS[(number - 1) % 7]
         inode = Inode(
             ref, kind, mode & 0o7777, self._owner(uid), self._owner(gid), mtime, serial, nlink, size, rdev, xattr,
