@@ -98,7 +98,7 @@ def _ps(options: argparse.Namespace) -> int:
             str(len(row["users"])),
             f"{row['up_seconds']:.0f}s",
             f"{row['pss_kib'] / 1024:.1f}MiB",
-            str(row["stats"].get("requests", "-")),
+            str(_requests(row["stats"])),
             _percent(row["stats"]),
             row["squash"],
         )
@@ -108,6 +108,13 @@ def _ps(options: argparse.Namespace) -> int:
     for line in lines:
         sys.stdout.write("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() + "\n")
     return 0
+
+
+_NOT_REQUESTS = {"bytes_read", "errors", "cache_hits", "cache_misses"}
+
+
+def _requests(stats: dict[str, Any]) -> int:
+    return sum(count for name, count in stats.items() if name not in _NOT_REQUESTS)
 
 
 def _percent(stats: dict[str, Any]) -> str:

@@ -18,7 +18,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -211,7 +211,8 @@ class Node:
     def end_servers(self) -> None:
         """Kill the servers by pid (a test that failed may have left them)."""
         for pid in self.servers():
-            os.kill(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 def _has_open_below(pid: int, directory: str) -> bool:
@@ -348,8 +349,8 @@ FROM scratch
 ADD debian.tar /
 COPY odd_tree.py /odd_tree.py
 RUN python3 /odd_tree.py /odd && rm /odd_tree.py
-RUN cd /odd && rm -r gone again deleted becomes-dir becomes-file && \
-    mkdir again becomes-dir && echo new > again/new && echo in > becomes-dir/in && echo file > becomes-file
+RUN cd /odd && rm -r gone again deleted becomes-dir becomes-file && mkdir again becomes-dir && \
+    echo new > again/new && echo in > becomes-dir/in && echo file > becomes-file
 RUN rm -r /usr/share/doc && mkdir /usr/share/doc && echo one > /usr/share/doc/one && rm /etc/motd && ln -sf /proc/mounts /etc/mtab
 ENV PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin LANG=C.UTF-8
 ENTRYPOINT ["/usr/bin/env"]

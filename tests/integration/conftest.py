@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from lab import Node, User, build_busybox, build_debian, install_product, make_user, registry
+from lab import Node, User, build_busybox, build_debian, install_product, make_user, registry, root_user
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.needs_fuse, pytest.mark.needs_podman]
 
@@ -122,3 +122,9 @@ def solo_store(lab: Path, product: Path, solo: User, debian: str) -> Path:
     node.migrate("mig", debian, str(path), timeout=300).ok()
     node.close()
     return path
+
+
+@pytest.fixture(scope="session")
+def root() -> User:
+    """Root himself, for rootful Podman."""
+    return root_user()

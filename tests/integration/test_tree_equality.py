@@ -115,11 +115,14 @@ def test_keep_id_as_the_user_himself(compute: Node, debian: str, alice: User) ->
     assert out.split() == [str(alice.uid), str(alice.uid), "0"]
 
 
+@pytest.fixture
+def solo_node(make_node: Callable[..., Node], solo: User, solo_store: Path) -> Node:
+    return make_node(solo, stores=(solo_store,), ignore_chown_errors=True)
+
+
 @pytest.mark.parametrize("overlay", ["kernel", "fuse"])
-def test_single_id_map(
-    make_node: Callable[..., Node], solo: User, original: Tree, debian: str, overlay: str, solo_store: Path
-) -> None:
-    node = make_node(solo, stores=(solo_store,), ignore_chown_errors=True)
+def test_single_id_map(solo_node: Node, original: Tree, debian: str, overlay: str) -> None:
+    node = solo_node
     node.env |= {"SQUASHMOUNT_OVERLAY": overlay}
     found = in_container(node, debian, "--rm")
     if overlay == "fuse":

@@ -1,0 +1,175 @@
+"""The life of the servers: shared, started once, ended by themselves, replaced when they were killed."""
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from lab import Node, User, run, wait_for
+
+pytestmark = [pytest.mark.needs_root, pytest.mark.needs_fuse, pytest.mark.needs_podman]
+
+
+@pytest.fixture
+def node(compute: Node, busybox: str) -> Node:
+    assert busybox
+    return compute
+
+
+def ps(node: Node) -> list[dict[str, object]]:
+    rows: list[dict[str, object]] = json.loads(node.squashmount("ps", "--json").ok())
+    return rows
+
+
+def start_many(node: Node, count: int, *argv: str) -> list[subprocess.Popen[bytes]]:
+    environ = {"PATH": "/usr/bin:/bin:/usr/sbin", "HOME": str(node.user.home), "USER": node.user.name}
+    words = [f"{key}={value}" for key, value in {**environ, **node.environment()}.items()]
+    command = [*node.user.prefix(), "env", "-i", *words, "podman", *argv]
+    pipe = subprocess.PIPE
+    home = str(node.user.home)
+    return [
+        subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, cwd=home) for _ in range(count)
+    ]
+
+
+def test_32_containers_in_the_same_instant_share_one_server(node: Node, busybox: str) -> None:
+    node.env["SQUASHMOUNT_LINGER"] = "5"
+    started = start_many(node, 32, "run", "--rm", busybox, "cat", "/work/mine")
+    for process in started:
+        out, err = process.communicate(timeout=120)
+        assert (process.returncode, out) == (0, b"33\n"), err
+    assert node.log().count("serving ") == 1
+    (server,) = ps(node)
+    assert server["state"] == "serving"
+    wait_for(lambda: not node.servers(), "the server ends")
+    assert sorted(path.name for path in node.state().iterdir()) == ["log"]
+    assert node.podman("ps", "-aq").ok() == ""
+
+
+def test_ps_shows_users_hits_and_memory(node: Node, busybox: str) -> None:
+    node.podman("run", "-d", "--name", "c", busybox, "sleep", "600").ok()
+    node.podman("exec", "c", "sh", "-c", "cat /bin/busybox > /dev/null").ok()
+    stats = node.state() / next(path.name for path in node.state().iterdir() if path.is_dir()) / "stats.json"
+    wait_for(stats.exists, "the worker publishes its counters")
+    (server,) = ps(node)
+    (user,) = server["users"]  # type: ignore[misc]
+    assert user.endswith("/merged")
+    assert server["pss_kib"] > 1000  # type: ignore[operator]
+    assert server["stats"]["read"] > 0  # type: ignore[index]
+    text = node.squashmount("ps").ok()
+    assert "SQUASH" in text
+    assert "image.squashfs" in text
+    node.podman("rm", "-f", "-t0", "c").ok()
+
+
+def test_a_running_container_keeps_its_server_and_the_next_one_uses_it(node: Node, busybox: str) -> None:
+    node.podman("run", "-d", "--name", "c", busybox, "sleep", "600").ok()
+    run("sleep", "3").ok()  # three times the linger time
+    assert node.podman("exec", "c", "cat", "/work/mine").ok() == "33"
+    node.podman("run", "--rm", busybox).ok()
+    assert node.log().count("serving ") == 1
+    node.podman("rm", "-f", "-t0", "c").ok()
+
+
+@pytest.mark.parametrize("victim", ["supervisor", "worker"])
+def test_a_killed_server_is_replaced_and_hangs_nobody(node: Node, busybox: str, victim: str) -> None:
+    node.env["SQUASHMOUNT_LINGER"] = "60"
+    node.podman("run", "-d", "--name", "c", busybox, "sleep", "600").ok()
+    (server,) = ps(node)
+    os.kill(int(str(server[victim])), signal.SIGKILL)
+    wait_for(lambda: not node.servers(), "worker and supervisor end together")
+    # the old container cannot read any more, but it gets an error instead of hanging
+    assert node.run("timeout", "20", "podman", "exec", "c", "cat", "/etc/passwd").code not in {0, 124}
+    assert node.podman("run", "--rm", busybox).ok() == "hello from /work"
+    node.podman("rm", "-f", "-t0", "c").ok()
+
+
+@pytest.mark.parametrize("overlay", ["kernel"])
+def test_killing_everything_of_podman_ends_the_server(node: Node, busybox: str, overlay: str) -> None:
+    """As an epilog or the OOM killer would: container, conmon and pause process gone in the same instant."""
+    node.env |= {"SQUASHMOUNT_LINGER": "60", "SQUASHMOUNT_OVERLAY": overlay}
+    node.podman("run", "-d", "--name", "c", busybox, "sleep", "600").ok()
+    servers = set(node.servers())
+    assert servers
+    for pid in [*pids_of(node.user), *pids_in_cgroup(node.user.name)]:
+        if pid not in servers:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+    wait_for(lambda: not node.servers(), "the mount namespace died, and the server with it", 15)
+
+
+def pids_of(user: User) -> list[int]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            uids = next(line for line in (path / "status").read_text().splitlines() if line.startswith("Uid:"))
+        except OSError:
+            continue
+        if int(uids.split()[1]) == user.uid:
+            found.append(int(path.name))
+    return found
+
+
+def pids_in_cgroup(name: str) -> list[int]:
+    return [int(pid) for path in Path("/sys/fs/cgroup", name).rglob("cgroup.procs") for pid in path.read_text().split()]
+
+
+def test_reap_clears_what_a_killed_server_left(node: Node, busybox: str) -> None:
+    node.env["SQUASHMOUNT_LINGER"] = "60"
+    node.podman("run", "--rm", busybox).ok()
+    (server,) = ps(node)
+    os.kill(int(str(server["supervisor"])), signal.SIGKILL)
+    wait_for(lambda: not node.servers(), "the worker dies with its supervisor")
+    assert "removed" in node.squashmount("reap").ok()
+    assert [path.name for path in node.state().iterdir()] == ["log"]
+
+
+def test_two_users_have_a_server_each(
+    make_node: Callable[..., Node], alice: User, bob: User, store: Path, busybox: str
+) -> None:
+    nodes = [make_node(user, stores=(store,)) for user in (alice, bob)]
+    for node in nodes:
+        assert node.podman("run", "--rm", busybox).ok() == "hello from /work"
+        assert node.log().count("serving ") == 1
+
+
+def test_a_damaged_squash_is_refused_with_cause_and_fix(
+    make_node: Callable[..., Node], alice: User, store: Path, busybox: str, lab: Path
+) -> None:
+    broken = lab / "broken-store"
+    run("cp", "-a", str(store), str(broken)).ok()
+    for squash in broken.glob("squashmount/capsules/*/image.squashfs"):
+        squash.chmod(0o644)
+        squash.write_bytes(b"not a squash file" * 1000)
+    node = make_node(alice, stores=(broken,))
+    done = node.podman("run", "--rm", busybox)
+    assert done.code != 0
+    assert "image.squashfs" in done.err
+    assert "hint:" in done.err
+    assert not node.servers()
+
+
+def test_the_log_is_bounded(node: Node, busybox: str) -> None:
+    node.podman("run", "--rm", busybox).ok()
+    log = node.state() / "log"
+    log.write_bytes(b"x" * (1 << 20))
+    node.podman("run", "--rm", busybox).ok()
+    node.podman("run", "--rm", busybox).ok()
+    assert (node.state() / "log.1").stat().st_size >= 1 << 20
+    assert not log.exists() or log.stat().st_size < 10_000
+
+
+def test_rootful_podman(make_node: Callable[..., Node], root: User, store: Path, busybox: str, debian: str) -> None:
+    node = make_node(root, stores=(store,))
+    # crun wants to raise RLIMIT_MEMLOCK for a cgroup of root's, which not every machine the tests run on allows
+    options = ("run", "--rm", "--cgroups=disabled", "--pid=private")
+    assert node.podman(*options, busybox).ok() == "hello from /work"
+    owners = ("stat", "-c", "%u:%g", "/odd/owned", "/odd/high")
+    assert node.podman(*options, debian, *owners).ok().split() == ["1000:2000", "65533:65533"]
+    assert "kernel overlay (fastest)" in node.log()
+    wait_for(lambda: not node.servers(), "the server ends")
