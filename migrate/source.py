@@ -7,6 +7,7 @@ transient `podman system service`: no rule is repeated here. The service listens
 import difflib
 import os
 import re
+import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from squashmount.ids import ImageId
 from .image import Graph
 
 _START_SECONDS = 30.0
+_PREFIX = "squashmount-mig-"
 _SOCKET_PATH_LIMIT = 100
 """A socket address holds 108 bytes (unix(7))."""
 
@@ -97,9 +99,11 @@ def _ask_podman(podman: Podman, name: str, log: process.Log) -> ImageId | None:
     from podman import PodmanClient  # noqa: PLC0415 - 0.3 s of imports, only for commands that ask Podman
     from podman.errors import APIError, ImageNotFound, PodmanError  # noqa: PLC0415
 
-    with tempfile.TemporaryDirectory(prefix="squashmount-", dir=_private_parent()) as directory:
+    parent = _private_parent()
+    _sweep(parent)
+    with tempfile.TemporaryDirectory(prefix=f"{_PREFIX}{os.getpid()}-", dir=parent) as directory:
         socket = os.path.join(directory, "podman.sock")
-        service = podman.argv("system", "service", "--time=60", f"unix://{socket}")
+        service = _until_we_die(podman.argv("system", "service", "--time=60", f"unix://{socket}"))
         with (
             open(os.path.join(directory, "stderr"), "w+b") as stderr,
             process.started(*service, stderr=stderr, log=log) as child,
@@ -114,6 +118,19 @@ def _ask_podman(podman: Podman, name: str, log: process.Log) -> ImageId | None:
                 if "ambiguous" in str(err) or "multiple" in str(err):
                     return None
                 raise ToolError(f"Podman could not look up {name}.", details=str(err)) from err
+
+
+def _until_we_die(argv: tuple[str, ...]) -> tuple[str, ...]:
+    """Let setpriv(1) of util-linux ask for a signal when this process is killed; without it the service has 60 s."""
+    return ("setpriv", "--pdeathsig", "TERM", "--", *argv) if shutil.which("setpriv") else argv
+
+
+def _sweep(parent: str) -> None:
+    """Delete the socket directories of our processes that were killed."""
+    for entry in os.listdir(parent):
+        pid = entry.removeprefix(_PREFIX).partition("-")[0]
+        if entry.startswith(_PREFIX) and pid.isdigit() and not os.path.exists(f"/proc/{pid}"):
+            shutil.rmtree(os.path.join(parent, entry), ignore_errors=True)
 
 
 def _wait_for(socket: str, poll: Callable[[], int | None], stderr: str) -> None:
