@@ -4,16 +4,19 @@ import json
 import os
 from dataclasses import asdict, dataclass
 
-from squashmount import jsonio
+from squashmount import jsonio, layout
 from squashmount.errors import StoreError
-from squashmount.ids import ImageId
+from squashmount.ids import ImageId, LayerId
 
 FORMAT = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Capsule:
-    """One image. Sizes in bytes; `record` is Podman's own record of the image; `diff_ids` bottom layer first."""
+    """One image. Sizes in bytes; `record` is Podman's own record of the image; `diff_ids` bottom layer first.
+
+    `layers` is how many layers the image's configuration names.
+    """
 
     image: ImageId
     record: jsonio.JsonObject
@@ -29,12 +32,23 @@ class Capsule:
     squashed: str
     made_by: str
     restored_owners: int = 0
+    layers: int = 1
     format: int = FORMAT
 
     @property
     def created(self) -> str:
         """Return when the image was built."""
         return jsonio.get_str(self.record, "created", "0001-01-01T00:00:00Z", where=self.image)
+
+    @property
+    def chain(self) -> tuple[layout.ImageLayer, ...]:
+        """Return the layer records that stand for the image, the lowest first; the last one has the squash."""
+        return layout.image_layers(self.image, self.layers)
+
+    @property
+    def top(self) -> LayerId:
+        """Return the layer the image record points to."""
+        return self.chain[-1].id
 
     @property
     def compression(self) -> str:
@@ -66,6 +80,7 @@ def parse(text: str | bytes, *, where: str) -> Capsule:
         squashed=jsonio.get_str(value, "squashed", where=where),
         made_by=jsonio.get_str(value, "made_by", "", where=where),
         restored_owners=jsonio.get_int(value, "restored_owners", 0, where=where),
+        layers=jsonio.get_int(value, "layers", 1, where=where),
         format=jsonio.get_int(value, "format", where=where),
     )
 

@@ -1,15 +1,14 @@
 """What Podman reads, as a pure function of the capsules and names: images.json, layers.json and the big data.
 
 `diff-digest` of a layer record must be set: containers-storage (store.go, ImageSize) walks a layer without it to find
-its size. It is the digest of the squash file, which no pull ever looks for, and never the digest of a real layer:
-containers-storage would take this record for that layer.
+its size. Why it is never the digest of a real layer: squashmount.layout.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from squashmount import jsonio, layout
+from squashmount import jsonio
 from squashmount.ids import ImageId
 
 from .capsule import Capsule
@@ -36,7 +35,7 @@ def images_json(state: State) -> str:
 
 def layers_json(state: State) -> str:
     """Return the text of layers.json."""
-    return _text([_layer(capsule) for capsule in _ordered(state)])
+    return _text([layer for capsule in _ordered(state) for layer in _layers(capsule)])
 
 
 def _ordered(state: State) -> list[Capsule]:
@@ -46,16 +45,17 @@ def _ordered(state: State) -> list[Capsule]:
 def _image(state: State, capsule: Capsule) -> jsonio.JsonObject:
     record = {key: value for key, value in capsule.record.items() if key not in _NOT_COPIED}
     names = state.names_of(capsule.image)
-    return record | ({"names": list(names)} if names else {}) | {"layer": layout.layer_of(capsule.image)}
+    return record | ({"names": list(names)} if names else {}) | {"layer": capsule.top}
 
 
-def _layer(capsule: Capsule) -> jsonio.JsonObject:
-    return {
-        "id": layout.layer_of(capsule.image),
-        "created": capsule.created,
-        "diff-digest": f"sha256:{capsule.sha256}",
-        "diff-size": capsule.tree_bytes,
-    }
+def _layers(capsule: Capsule) -> Iterator[jsonio.JsonObject]:
+    for layer in capsule.chain:
+        record: jsonio.JsonObject = {"id": layer.id, "created": capsule.created, "diff-digest": layer.digest}
+        if layer.parent:
+            record["parent"] = layer.parent
+        if layer.id == capsule.top:
+            record["diff-size"] = capsule.tree_bytes
+        yield record
 
 
 def _text(records: list[jsonio.JsonObject]) -> str:

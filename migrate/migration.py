@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from squashmount import atomic, layout, process
+from squashmount import atomic, jsonio, layout, process
 from squashmount.errors import ImageNotFoundError, StoreError, UsageError
 
 from . import lease, mksquashfs, publish, source, squash
@@ -55,6 +55,17 @@ class Source:
     def diff_ids(self) -> tuple[str, ...]:
         """Return the digests of the layers, bottom first."""
         return self.graph.diff_ids(self.image.layer)
+
+    @property
+    def layer_count(self) -> int:
+        """Return how many layers the image's configuration names (OCI image specification, config.md, rootfs)."""
+        path = self.graph.big_data_path(self.image.id, f"sha256:{self.image.id}")
+        try:
+            with open(path, "rb") as file:
+                config = jsonio.load_object(file.read(), where=path)
+        except FileNotFoundError:
+            return len(self.diff_ids)
+        return len(jsonio.get_strs(jsonio.get_object(config, "rootfs"), "diff_ids"))
 
 
 def find(name: str, options: Options, store: Store | None = None) -> Source:
@@ -217,12 +228,15 @@ def _capsule(found: Source, options: Options, made: squash.Squashed) -> Capsule:
         squashed=now(),
         made_by=made_by(),
         restored_owners=made.restored,
+        layers=found.layer_count,
     )
 
 
 def _capsule_like(found: Source, other: Capsule) -> Capsule:
     record = {key: value for key, value in found.image.raw.items() if key not in _NOT_IN_RECORD}
-    return dataclasses.replace(other, image=found.image.id, record=record, squashed=now(), made_by=made_by())
+    return dataclasses.replace(
+        other, image=found.image.id, record=record, squashed=now(), made_by=made_by(), layers=found.layer_count
+    )
 
 
 def _write(staged: str, one: Capsule, mode: int) -> Capsule:

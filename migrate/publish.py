@@ -122,7 +122,7 @@ def refresh(store: Store, held: lease.Lease) -> State:
     paths = store.layout
     _hide_removed(store, state, held)
     for one in state.capsules.values():
-        _show_layer(store, one)
+        _show_layers(store, one)
         store.step("after links")
         _show_data(store, one)
         store.step("after big data")
@@ -201,20 +201,20 @@ def _hide_removed(store: Store, state: State, held: lease.Lease) -> None:
         store.step("after hiding")
 
 
-def _show_layer(store: Store, one: Capsule) -> None:
+def _show_layers(store: Store, one: Capsule) -> None:
     paths = store.layout
-    layer = layout.layer_of(one.image)
-    link = layout.link_of(layer)
     mode = store.modes()[0]
-    ensure_directory(paths.layer(layer), mode)
-    ensure_directory(paths.diff(layer), one.root_mode)
-    for name in ("merged", "work", "empty"):
-        ensure_directory(os.path.join(paths.layer(layer), name), mode)
-    _replace(store, os.path.join(paths.layer(layer), "link"), link)
-    store.step("after layer directory")
-    _symlink(os.path.join("..", layer, "diff"), paths.link(link))
+    for layer in one.chain:
+        link = layout.link_of(layer.id)
+        ensure_directory(paths.layer(layer.id), mode)
+        ensure_directory(paths.diff(layer.id), one.root_mode)
+        for name in ("merged", "work", "empty"):
+            ensure_directory(os.path.join(paths.layer(layer.id), name), mode)
+        _replace(store, os.path.join(paths.layer(layer.id), "link"), link)
+        store.step("after layer directory")
+        _symlink(os.path.join("..", layer.id, "diff"), paths.link(link))
     squash = os.path.relpath(paths.squash(one.image), paths.links)
-    _symlink(squash, paths.link_squash(link))
+    _symlink(squash, paths.link_squash(layout.link_of(one.top)))
 
 
 def _show_data(store: Store, one: Capsule) -> None:
@@ -247,7 +247,7 @@ def _same_files(one: str, other: str) -> bool:
 
 def _drop_extras(store: Store, state: State) -> None:
     paths = store.layout
-    layers = {layout.layer_of(image) for image in state.capsules}
+    layers = {layer.id for capsule in state.capsules.values() for layer in capsule.chain}
     links = {layout.link_of(layer) for layer in layers}
     for link in os.listdir(paths.links):
         if link.removesuffix(".squash") not in links:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from squashmount import jsonio, layout
 from squashmount.errors import StoreError
+from squashmount.ids import LayerId
 
 from . import derive, lease, publish
 from .capsule import Capsule
@@ -37,7 +38,7 @@ def verify(store: Store, *, full: bool = False) -> tuple[Finding, ...]:
     found = _capsules(store, full=full)
     found += _derived(store, state)
     for one in state.capsules.values():
-        found += _layer(store, one) + _big_data(store, one)
+        found += _layers(store, one) + _big_data(store, one)
     return tuple(found + _leftovers(store))
 
 
@@ -46,6 +47,9 @@ def repair(store: Store, *, timeout: float = 600.0) -> State:
     with store.lock(doing="repair", timeout=timeout) as held:
         open_store(store.root, create=True)
         publish.collect(store)
+        for name, image in store.names().items():
+            if not os.path.isdir(store.layout.capsule(image)):
+                os.unlink(store.name_file(name))
         for image in store.state().capsules:
             _drop_wrong_copies(store.layout.image(image), store.layout.capsule_data(image))
         return publish.refresh(store, held)
@@ -94,11 +98,16 @@ def _derived(store: Store, state: State) -> list[Finding]:
     return found
 
 
-def _layer(store: Store, one: Capsule) -> list[Finding]:
+def _layers(store: Store, one: Capsule) -> list[Finding]:
+    found = [finding for layer in one.chain for finding in _layer(store, one, layer.id)]
+    squash = store.layout.link_squash(layout.link_of(one.top))
+    return found + _link(squash, store.layout.squash(one.image), where=f"image {one.image[:12]}")
+
+
+def _layer(store: Store, one: Capsule, layer: LayerId) -> list[Finding]:
     paths = store.layout
-    layer = layout.layer_of(one.image)
     link = layout.link_of(layer)
-    where = f"layer of image {one.image[:12]}"
+    where = f"layer {layer[:12]} of image {one.image[:12]}"
     found = [
         Finding(where, f"directory {name} is missing", _REPAIR)
         for name in ("diff", "merged", "work", "empty")
@@ -112,12 +121,16 @@ def _layer(store: Store, one: Capsule) -> list[Finding]:
             found.append(Finding(where, "diff is not empty", f"empty {paths.diff(layer)}"))
     except OSError:
         pass
-    for path, target in ((paths.link(link), paths.diff(layer)), (paths.link_squash(link), paths.squash(one.image))):
-        if os.path.realpath(path) != os.path.realpath(target):
-            found.append(Finding(where, f"link {os.path.basename(path)} leads nowhere or elsewhere", _REPAIR))
+    found += _link(paths.link(link), paths.diff(layer), where=where)
     if _text(os.path.join(paths.layer(layer), "link")) != link:
         found.append(Finding(where, "the file link is missing or wrong", _REPAIR))
     return found
+
+
+def _link(path: str, target: str, *, where: str) -> list[Finding]:
+    if os.path.realpath(path) == os.path.realpath(target):
+        return []
+    return [Finding(where, f"link {os.path.basename(path)} leads nowhere or elsewhere", _REPAIR)]
 
 
 def _big_data(store: Store, one: Capsule) -> list[Finding]:

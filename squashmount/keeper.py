@@ -44,23 +44,19 @@ class ServerDir:
                 os.mkdir(path, 0o700)
 
     def remove(self) -> None:
-        """Remove everything; the caller holds the lock exclusively, and nothing is mounted on `m` here."""
-        for path in (
-            self.info,
-            self.stats,
-            self.alive,
-            *(os.path.join(self.leases, name) for name in _list(self.leases)),
-        ):
-            with suppress(FileNotFoundError):
-                os.unlink(path)
-        for path in (self.leases, self.empty, self.mountpoint):
-            with suppress(FileNotFoundError):
-                os.rmdir(path)
-        # the lock last: who waits for it sees that its file is gone and begins again
+        """Remove everything; the caller holds the lock exclusively, and nothing is mounted on `m` any more.
+
+        Renamed first: whoever waits for the lock, or writes counters, sees at once that this server is history.
+        """
+        gone = f"{self.path}.gone"
         with suppress(FileNotFoundError):
-            os.unlink(self.lock)
-        with suppress(FileNotFoundError):
-            os.rmdir(self.path)
+            os.rename(self.path, gone)
+        for directory, _names, files in os.walk(gone, topdown=False):
+            for name in files:
+                with suppress(FileNotFoundError):
+                    os.unlink(os.path.join(directory, name))
+            with suppress(FileNotFoundError):
+                os.rmdir(directory)
 
     def add_lease(self, target: str) -> None:
         """Record that the overlay on `target` uses this server."""

@@ -20,14 +20,17 @@ derived from the capsules and can be rebuilt from them::
       overlay-images/{images.json,images.lock}
       overlay-images/<image id>/         copies of data/
 
-One layer record per image, with an id and a link derived from the *image* id. Podman reuses any layer record that
-has the real (chain) id or the digest of a layer it wants, when it pulls or builds another image: a record for a layer
-whose files are not there would give that other image an empty base.
+One layer record per layer of the image's history (Podman counts them when it commits or builds on top), with digests
+of our own invention, and ids computed from these as Podman computes them, so that a commit on top finds the chain. Only
+the topmost layer has a squash, and that is the flattened image. Digests and ids are never those of real layers: Podman
+reuses any layer it finds in an additional store by id or digest when it pulls or builds another image, and that other
+image would get an empty base.
 """
 
 import base64
 import hashlib
 import os
+from typing import NamedTuple
 
 from .ids import ImageId, LayerId, LinkId
 
@@ -35,9 +38,28 @@ FORMAT = 1
 """Version of the layout above, written to squashmount/version."""
 
 
-def layer_of(image: ImageId) -> LayerId:
-    """Return the id of the one layer that stands for the whole image."""
-    return LayerId(hashlib.sha256(f"squashmount layer of {image}\n".encode()).hexdigest())
+class ImageLayer(NamedTuple):
+    """One layer record of an image: `parent` is the id of the one below, "" for the lowest."""
+
+    id: LayerId
+    digest: str
+    parent: str
+
+
+def image_layers(image: ImageId, count: int) -> tuple[ImageLayer, ...]:
+    """Return the records that stand for an image of `count` (at least one) layers, the lowest first.
+
+    The ids follow from the digests as in containers/image, storage/storage_dest.go: the first is the digest itself,
+    every other the hash of the parent's id, "+" and the digest.
+    """
+    layers: list[ImageLayer] = []
+    parent = ""
+    for number in range(max(count, 1)):
+        digest = hashlib.sha256(f"squashmount layer {number} of {image}\n".encode()).hexdigest()
+        chained = hashlib.sha256(f"{parent}+{digest}".encode()).hexdigest() if parent else digest
+        layers.append(ImageLayer(LayerId(chained), f"sha256:{digest}", parent))
+        parent = chained
+    return tuple(layers)
 
 
 def link_of(layer: LayerId) -> LinkId:

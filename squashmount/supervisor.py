@@ -13,7 +13,8 @@ import os
 import signal
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 from . import linux
 from .config import Config
@@ -22,8 +23,6 @@ from .mountinfo import find_process, namespace_id, read_mounts
 from .runtime import Log
 from .server.fusemount import mount_fuse
 from .squashfs.image import SquashImage
-
-STATS_SECONDS = 2.0
 
 
 def supervise(place: ServerDir, served: Served, config: Config, log: Log, ready: int) -> None:
@@ -139,6 +138,7 @@ class Watch:
                 continue
             if self._in_use():
                 unused_since = None
+                self._forget_ended()
             elif unused_since is None:
                 unused_since = time.monotonic()
             if unused_since is not None and time.monotonic() - unused_since >= self._linger:
@@ -163,10 +163,6 @@ class Watch:
         if not leases:
             return False
         targets = self._mounted_targets()
-        for lease, target in leases.items():
-            if target not in targets:
-                with suppress(FileNotFoundError):
-                    os.unlink(lease)
         return any(target in targets for target in leases.values())
 
     def _mounted_targets(self) -> set[str]:
@@ -185,21 +181,46 @@ class Watch:
 
         The file system lives on as long as an overlay still uses it, and so does the worker.
         """
+        with self._lock() as locked:
+            if not locked or self._in_use():
+                return False
+            detach(self._place.mountpoint, self._namespace)
+            # Never an error from here: it would end this process, with it the worker, and somebody may still be reading
+            try:
+                self._place.remove()
+            except OSError as err:
+                self._log.fail(f"cannot remove {self._place.path}: {err}")
+        return True
+
+    def _forget_ended(self) -> None:
+        """Drop the leases of containers that are gone, unless one is being mounted (its lease comes first)."""
+        with self._lock() as locked:
+            if locked:
+                targets = self._mounted_targets()
+                for lease, target in self._place.leased().items():
+                    if target not in targets:
+                        os.unlink(lease)
+
+    @contextmanager
+    def _lock(self) -> Iterator[bool]:
+        """Yield whether nobody else holds the lock; it is ours inside the block then."""
         try:
             lock = os.open(self._place.lock, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
-            return True
+            yield True
+            return
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if self._in_use():
-                return False
-            detach(self._place.mountpoint, self._namespace)
-            self._place.remove()
-        except BlockingIOError:
-            return False
+            yield _flocked(lock)
         finally:
             os.close(lock)
-        return True
+
+
+def _flocked(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def detach(mountpoint: str, namespace: int) -> None:

@@ -351,7 +351,8 @@ COPY odd_tree.py /odd_tree.py
 RUN python3 /odd_tree.py /odd && rm /odd_tree.py
 RUN cd /odd && rm -r gone again deleted becomes-dir becomes-file && mkdir again becomes-dir && \
     echo new > again/new && echo in > becomes-dir/in && echo file > becomes-file
-RUN rm -r /usr/share/doc && mkdir /usr/share/doc && echo one > /usr/share/doc/one && rm /etc/motd && ln -sf /proc/mounts /etc/mtab
+RUN rm -r /usr/share/doc && mkdir /usr/share/doc && echo one > /usr/share/doc/one && \
+    rm /etc/motd && ln -sf /proc/mounts /etc/mtab
 ENV PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin LANG=C.UTF-8
 ENTRYPOINT ["/usr/bin/env"]
 CMD ["python3", "-c", "print('debian')"]

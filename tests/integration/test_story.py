@@ -21,7 +21,8 @@ def test_login_node_lists_the_image_twice(login: Node, busybox: str, store: Path
 
 def test_compute_node_lists_it_once_and_runs_it(compute: Node, busybox: str) -> None:
     listed = compute.podman("images", "--format", "{{.Repository}}:{{.Tag}} {{.ReadOnly}}").ok()
-    assert listed.splitlines() == [f"{busybox} true"]
+    assert [line for line in listed.splitlines() if busybox in line] == [f"{busybox} true"]
+    assert " false" not in listed
     assert compute.podman("run", "--rm", busybox).ok() == "hello from /work"
     assert "kernel overlay (fastest)" in compute.log()
 

@@ -137,7 +137,7 @@ def test_publish_and_remove(root: str, squash: bytes) -> None:
     assert_valid(store)
     assert shown(store) == {B: ["x/b:1", "x/moved:1"]}
     assert not os.path.exists(store.layout.capsule(A))
-    assert sorted(os.listdir(store.layout.overlay)) == sorted(["l", layout.layer_of(B)])
+    assert sorted(os.listdir(store.layout.overlay)) == sorted(["l", layout.image_layers(B, 1)[-1].id])
     assert len(os.listdir(store.layout.links)) == 2
 
 
@@ -187,7 +187,7 @@ def test_the_derived_part_comes_back(root: str, squash: bytes) -> None:
     put(store, "a", ["x/a:1"], squash)
     Path(store.layout.images_json).write_text('[{"torn')
     Path(store.layout.layers_lock).unlink()
-    Path(store.layout.link(layout.link_of(layout.layer_of(A)))).unlink()
+    Path(store.layout.link(layout.link_of(layout.image_layers(A, 1)[-1].id))).unlink()
     Path(store.layout.image(A), "manifest").unlink()
     with store.lock(doing="test") as held:
         open_store(root, create=True)
@@ -259,7 +259,7 @@ def test_other_reasons_to_refuse(root: str) -> None:
         open_store(root)
 
 
-@pytest.mark.parametrize("failing", ["_show_layer", "_show_data", "_drop_extras", "touch_lock"])
+@pytest.mark.parametrize("failing", ["_show_layers", "_show_data", "_drop_extras", "touch_lock"])
 def test_a_full_file_system_is_named_and_changes_nothing(
     failing: str, root: str, squash: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:

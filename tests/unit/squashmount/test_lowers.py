@@ -6,15 +6,16 @@ import pytest
 
 from squashmount.errors import DamagedError, StoreError
 from squashmount.ids import ImageId
-from squashmount.layout import StoreLayout, layer_of, link_of
+from squashmount.layout import StoreLayout, image_layers, link_of
 from squashmount.lowers import has_whiteout_files, resolve_lowers
 
 IMAGE = ImageId("1" * 64)
+LAYER = image_layers(IMAGE, 1)[-1].id
 
 
 def make_store(root: Path, *, squash_is_link: bool = True) -> StoreLayout:
     store = StoreLayout(str(root))
-    layer = layer_of(IMAGE)
+    layer = LAYER
     diff = Path(store.diff(layer))
     diff.mkdir(parents=True)
     (diff.parent / "empty").mkdir()
@@ -34,7 +35,7 @@ def make_store(root: Path, *, squash_is_link: bool = True) -> StoreLayout:
 def test_short_link_diff_path_and_symlinked_root_find_the_same_squash(tmp_path: Path) -> None:
     store = make_store(tmp_path / "real")
     (tmp_path / "alias").symlink_to("real")
-    layer = layer_of(IMAGE)
+    layer = LAYER
     spellings = (
         store.link(link_of(layer)),
         store.diff(layer),
@@ -47,15 +48,15 @@ def test_short_link_diff_path_and_symlinked_root_find_the_same_squash(tmp_path: 
 
 def test_relative_entries_are_relative_to_the_overlay_directory(tmp_path: Path) -> None:
     store = make_store(tmp_path)
-    (lower,) = resolve_lowers((f"l/{link_of(layer_of(IMAGE))}",), cwd=store.overlay)
+    (lower,) = resolve_lowers((f"l/{link_of(LAYER)}",), cwd=store.overlay)
     assert lower.squash == store.squash(IMAGE)
     assert lower.given.startswith("l/")
 
 
 def test_squash_as_a_regular_file_as_podman_hpc_writes_it(tmp_path: Path) -> None:
     store = make_store(tmp_path, squash_is_link=False)
-    (lower,) = resolve_lowers((store.diff(layer_of(IMAGE)),), cwd="/")
-    assert lower.squash == store.link_squash(link_of(layer_of(IMAGE)))
+    (lower,) = resolve_lowers((store.diff(LAYER),), cwd="/")
+    assert lower.squash == store.link_squash(link_of(LAYER))
 
 
 def test_empty_directory_and_ordinary_layers_have_no_squash(tmp_path: Path) -> None:
@@ -63,7 +64,7 @@ def test_empty_directory_and_ordinary_layers_have_no_squash(tmp_path: Path) -> N
     ordinary = tmp_path / "overlay/abc/diff"
     ordinary.mkdir(parents=True)
     (ordinary.parent / "link").write_text("ORDINARY")
-    empty = store.layer(layer_of(IMAGE)) + "/empty"
+    empty = store.layer(LAYER) + "/empty"
     assert [lower.squash for lower in resolve_lowers((empty, str(ordinary)), cwd="/")] == [None, None]
 
 
@@ -71,7 +72,7 @@ def test_missing_squash_is_named_with_its_cure(tmp_path: Path) -> None:
     store = make_store(tmp_path)
     Path(store.squash(IMAGE)).unlink()
     with pytest.raises(DamagedError, match="missing") as caught:
-        resolve_lowers((store.diff(layer_of(IMAGE)),), cwd="/")
+        resolve_lowers((store.diff(LAYER),), cwd="/")
     assert "migrate2scratch" in caught.value.hint
 
 
@@ -82,8 +83,8 @@ def test_missing_layer_is_named(tmp_path: Path) -> None:
 
 def test_a_link_file_cannot_point_out_of_the_store(tmp_path: Path) -> None:
     store = make_store(tmp_path)
-    Path(store.layer(layer_of(IMAGE)), "link").write_text("../../../etc/passwd")
-    (lower,) = resolve_lowers((store.diff(layer_of(IMAGE)),), cwd="/")
+    Path(store.layer(LAYER), "link").write_text("../../../etc/passwd")
+    (lower,) = resolve_lowers((store.diff(LAYER),), cwd="/")
     assert lower.squash is None
 
 
