@@ -34,17 +34,21 @@ class Image:
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One record of layers.json. `owners_seen` holds the user and group ids the layer's tar stream named."""
+    """One record of layers.json in the store `home`.
+
+    `owners_seen` holds the user and group ids the layer's tar stream named.
+    """
 
     id: str
     parent: str
     diff_digest: str
     owners_seen: frozenset[int]
+    home: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """The image side of one graphroot."""
+    """The image side of one graphroot; `layers` also holds those of the additional stores, the graphroot's first."""
 
     root: str
     driver: str
@@ -75,16 +79,42 @@ class Graph:
         """Return the file that holds one big data item."""
         return os.path.join(self.root, f"{self.driver}-images", image, layout.big_data_name(key))
 
-    def tar_split(self, layer: str) -> str:
-        """Return the file that holds the tar headers of a layer."""
-        return os.path.join(self.root, f"{self.driver}-layers", f"{layer}.tar-split.gz")
+    def owner_records(self, top: str) -> tuple[str, ...]:
+        """Return the files that say who owns what, bottom first: tar-split records, or a squash file at the bottom.
+
+        Empty when a layer has neither.
+        """
+        records: list[str] = []
+        for layer in reversed(self.chain(top)):
+            squash = self._squash(layer)
+            records.append(squash or self._tar_split(layer))
+            if squash:
+                break
+        return tuple(reversed(records)) if all(map(os.path.exists, records)) else ()
+
+    def _tar_split(self, layer: Layer) -> str:
+        return os.path.join(layer.home, f"{self.driver}-layers", f"{layer.id}.tar-split.gz")
+
+    def _squash(self, layer: Layer) -> str:
+        """Return the squash file of a layer in a squash store, "" when it has none."""
+        overlay = os.path.join(layer.home, self.driver)
+        try:
+            with open(os.path.join(overlay, layer.id, "link"), encoding="ascii") as file:
+                squash = os.path.join(overlay, "l", f"{file.read().strip()}.squash")
+        except OSError:
+            return ""
+        return squash if os.path.exists(squash) else ""
 
 
-def read_graph(root: str, driver: str) -> Graph:
+def read_graph(root: str, driver: str, additional: tuple[str, ...] = ()) -> Graph:
     """Read both JSON files; a missing file is an empty store, as it is for Podman."""
     images = _records(os.path.join(root, f"{driver}-images", "images.json"))
-    layers = _records(os.path.join(root, f"{driver}-layers", "layers.json"))
-    return Graph(root, driver, tuple(map(to_image, images)), {one.id: one for one in map(_to_layer, layers)})
+    layers: dict[str, Layer] = {}
+    for home in (root, *additional):
+        for raw in _records(os.path.join(home, f"{driver}-layers", "layers.json")):
+            layer = _to_layer(raw, home)
+            layers.setdefault(layer.id, layer)
+    return Graph(root, driver, tuple(map(to_image, images)), layers)
 
 
 def to_image(raw: jsonio.JsonObject) -> Image:
@@ -99,12 +129,13 @@ def to_image(raw: jsonio.JsonObject) -> Image:
     )
 
 
-def _to_layer(raw: jsonio.JsonObject) -> Layer:
+def _to_layer(raw: jsonio.JsonObject, home: str) -> Layer:
     return Layer(
         id=jsonio.get_str(raw, "id", where="layers.json"),
         parent=jsonio.get_str(raw, "parent", "", where="layers.json"),
         diff_digest=jsonio.get_str(raw, "diff-digest", "", where="layers.json"),
         owners_seen=frozenset(_ints(raw.get("uidset")) | _ints(raw.get("gidset"))),
+        home=home,
     )
 
 

@@ -155,7 +155,12 @@ def _is_mount(path: str) -> bool:
 def _owners_to_restore(job: Job, root: str, found: survey.Survey) -> list[owners.Restored]:
     if not owners.lost(found.owners, job.owners_seen, ignored=job.owners_lost or _single_id()):
         return []
-    return owners.differences(root, owners.merged(job.tar_splits))
+    if not job.owner_records:
+        raise HostError(
+            "The owners of the files cannot be restored: Podman has no record of the headers of a layer.",
+            hint="squash the image as a user with a range in /etc/subuid",
+        )
+    return owners.differences(root, owners.merged(job.owner_records))
 
 
 def _single_id() -> bool:

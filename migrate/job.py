@@ -12,7 +12,7 @@ from .mksquashfs import Format, Mksquashfs
 class Job:
     """One image to be squashed into one file.
 
-    `tar_splits` are the header records of the layers, bottom first (empty: none known); `owners_seen` all ids they
+    `owner_records` say who owns what (Graph.owner_records; empty: not known); `owners_seen` are all ids the layers
     named. `copies` is true for storage drivers without mounts (vfs). `runtime_dir` is an empty directory for a server
     that the mount of the image may start, `counts` Podman's directory for counting mounts.
     """
@@ -25,7 +25,7 @@ class Job:
     created: int
     processors: int = 0
     copies: bool = False
-    tar_splits: tuple[str, ...] = ()
+    owner_records: tuple[str, ...] = ()
     owners_seen: tuple[int, ...] = ()
     owners_lost: bool = False
     runtime_dir: str = ""

@@ -71,7 +71,7 @@ class Source:
 def find(name: str, options: Options, store: Store | None = None) -> Source:
     """Find the image in Podman's own store; errors say why it cannot be squashed from there."""
     pod = source.describe(options.podman, options.log)
-    graph = read_graph(pod.graphroot, pod.driver)
+    graph = read_graph(pod.graphroot, pod.driver, pod.additional)
     wanted = source.resolve(options.podman, graph, name, options.log)
     image = graph.image(wanted)
     if image is None:
@@ -177,7 +177,6 @@ def _job(found: Source, options: Options, staged: str, file: str) -> Job:
     binary = mksquashfs.probe(log=options.log)
     mksquashfs.require(binary, options.format)
     chain = found.graph.chain(image.layer)
-    splits = tuple(found.graph.tar_split(layer.id) for layer in chain)
     runtime = os.path.join(staged, "run")
     os.mkdir(runtime, 0o700)
     return Job(
@@ -189,7 +188,7 @@ def _job(found: Source, options: Options, staged: str, file: str) -> Job:
         created=squash.seconds_since_1970(image.created),
         processors=options.processors,
         copies=found.store.driver == "vfs",
-        tar_splits=splits if all(map(os.path.exists, splits)) else (),
+        owner_records=found.graph.owner_records(image.layer),
         owners_seen=tuple(sorted(frozenset[int]().union(*(layer.owners_seen for layer in chain)))),
         owners_lost=found.store.ignores_chown_errors,
         runtime_dir=runtime,

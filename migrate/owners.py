@@ -11,6 +11,8 @@ import stat
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from squashmount.squashfs.image import SquashImage
+
 from . import survey, tarsplit
 from .tarsplit import Member
 
@@ -69,6 +71,25 @@ class Tree:
             if not entry.path.rpartition(b"/")[2].startswith(_WHITEOUT):
                 self._put(entry)
 
+    def add_squash(self, path: str) -> None:
+        """Take over what a squash file says; it becomes the bottom, below every layer added later."""
+        with SquashImage.open(path) as image:
+            root = image.inode(image.root_ref)
+            self.inode = _Inode(Owner(root.uid, root.gid, root.mode))
+            inodes: dict[int, _Inode] = {}
+            stack = [(self, root)]
+            while stack:
+                node, directory = stack.pop()
+                for entry in image.entries(directory):
+                    inode = image.inode(entry.ref)
+                    child = Tree(directory=entry.kind == stat.S_IFDIR)
+                    owner = Owner(inode.uid, inode.gid, inode.mode)
+                    child.inode = inodes.setdefault(inode.number, _Inode(owner))
+                    assert node.children is not None
+                    node.children[entry.name] = child
+                    if entry.kind == stat.S_IFDIR:
+                        stack.append((child, inode))
+
     def _white_out(self, directory: bytes, name: bytes) -> None:
         parent = self.find(directory)
         if parent is None or parent.children is None:
@@ -109,11 +130,14 @@ class Tree:
         return node.children
 
 
-def merged(tar_splits: Iterable[str]) -> Tree:
-    """Merge the layers, bottom first. StoreError when a record is damaged."""
+def merged(records: Iterable[str]) -> Tree:
+    """Merge the layers, bottom first; the bottom may be a squash file. StoreError when a record is damaged."""
     tree = Tree()
-    for path in tar_splits:
-        tree.add_layer(tarsplit.members(path))
+    for path in records:
+        if path.endswith(".squash"):
+            tree.add_squash(path)
+        else:
+            tree.add_layer(tarsplit.members(path))
     return tree
 
 

@@ -11,6 +11,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from squashmount import jsonio, process
@@ -50,6 +51,7 @@ class PodmanStore:
     rootless: bool
     ignores_chown_errors: bool
     single_id: bool
+    additional: tuple[str, ...]
     version: str
 
 
@@ -67,8 +69,22 @@ def describe(podman: Podman, log: process.Log = process.quiet) -> PodmanStore:
         rootless=jsonio.get_object(host, "security").get("rootless") is True,
         ignores_chown_errors=str(options.get("overlay.ignore_chown_errors", "")).lower() == "true",
         single_id=_single_id(host),
+        additional=_additional_stores(jsonio.get_str(store, "configFile", "", where="podman info.store"), options),
         version=jsonio.get_str(jsonio.get_object(info, "version"), "Version", ""),
     )
+
+
+def _additional_stores(config_file: str, options: jsonio.JsonObject) -> tuple[str, ...]:
+    """Return the additional image stores: all the configuration names, and the one `podman info` 4 and 5 show."""
+    import tomllib  # noqa: PLC0415 - 10 ms
+
+    shown = options.get("overlay.imagestore")
+    stores = shown.split(",") if isinstance(shown, str) else []
+    with suppress(OSError, tomllib.TOMLDecodeError), open(config_file, "rb") as file:
+        storage = jsonio.get_object(tomllib.load(file), "storage", where=config_file)
+        named = jsonio.get_object(storage, "options", where=config_file)
+        stores = [*jsonio.get_strs(named, "additionalimagestores", where=config_file), *stores]
+    return tuple(dict.fromkeys(store for store in stores if store))
 
 
 def _single_id(host: jsonio.JsonObject) -> bool:

@@ -220,6 +220,21 @@ def test_child_of_a_squashed_only_image(bench: Bench) -> None:
     assert_nothing_left(node)
 
 
+def test_child_of_a_squashed_only_image_without_an_id_range(bench: Bench, solo: User) -> None:
+    """The owners of the base come from its squash, those of the child's layer from its headers."""
+    first, second = bench.directory("first", solo), bench.directory("second", solo)
+    puller = bench.node(solo, ignore_chown_errors=True)
+    puller.podman("pull", "--tls-verify=false", bench.name).ok()
+    puller.migrate("mig", bench.name, str(first)).ok()
+    node = bench.node(solo, stores=(first,), ignore_chown_errors=True)
+    build(node, "child:1", "COPY Containerfile /work/child", base=bench.name)  # RUN needs more than one id
+    node.migrate("mig", "child:1", str(second)).ok()
+    squash = next((second / "squashmount/capsules").glob("*/image.squashfs"))
+    listing = run("unsquashfs", "-lln", str(squash)).ok()
+    owners = {line.rsplit("/", 1)[1]: line.split()[1] for line in listing.splitlines() if "/work/" in line}
+    assert owners == {"mine": "33/33", "child": "0/0"}
+
+
 def test_a_running_service_sees_what_is_new(bench: Bench) -> None:
     directory = bench.directory()
     bench.login.migrate("init", str(directory)).ok()

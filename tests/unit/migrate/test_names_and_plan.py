@@ -1,4 +1,5 @@
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -183,10 +184,37 @@ def test_graph(tmp_path: Path) -> None:
     graph = read_graph(str(tmp_path), "overlay")
     assert graph.diff_ids("top") == ("sha256:1", "sha256:2")
     assert graph.diff_ids("child") == ("layer:in another store", "sha256:3")
-    assert graph.chain("top")[1] == Layer("top", "base", "sha256:2", frozenset({0, 33}))
+    assert graph.chain("top")[1] == Layer("top", "base", "sha256:2", frozenset({0, 33}), str(tmp_path))
     found = graph.image(A)
     assert found
     assert (found.names, found.big_data) == ((), ("manifest",))
+    assert graph.owner_records("top") == ()
+    for name in ("top", "base"):
+        (tmp_path / f"overlay-layers/{name}.tar-split.gz").touch()
+    assert [os.path.basename(path) for path in graph.owner_records("top")] == ["base.tar-split.gz", "top.tar-split.gz"]
     (tmp_path / "overlay-images/images.json").write_text("[{")
     with pytest.raises(StoreError, match="not valid JSON"):
         read_graph(str(tmp_path), "overlay")
+
+
+def test_a_chain_goes_on_in_additional_stores_and_ends_at_a_squash(tmp_path: Path) -> None:
+    home, shared = tmp_path / "home", tmp_path / "shared"
+    for root, layers in (
+        (home, [{"id": "child", "parent": "s1", "diff-digest": "sha256:3"}]),
+        (shared, [{"id": "s0", "diff-digest": "sha256:0"}, {"id": "s1", "parent": "s0", "diff-digest": "sha256:1"}]),
+    ):
+        (root / "overlay-layers").mkdir(parents=True)
+        (root / "overlay-layers/layers.json").write_text(json.dumps(layers))
+    (home / "overlay-layers/child.tar-split.gz").touch()
+    for name in ("s0", "s1"):
+        (shared / "overlay" / name).mkdir(parents=True)
+        (shared / "overlay" / name / "link").write_text(name.upper())
+    (shared / "overlay/l").mkdir()
+    (shared / "overlay/l/S1.squash").touch()
+    graph = read_graph(str(home), "overlay", (str(shared),))
+    assert [layer.id for layer in graph.chain("child")] == ["s0", "s1", "child"]
+    assert graph.owner_records("child") == (
+        str(shared / "overlay/l/S1.squash"),
+        str(home / "overlay-layers/child.tar-split.gz"),
+    )
+    assert read_graph(str(home), "overlay").diff_ids("child") == ("layer:s1", "sha256:3")

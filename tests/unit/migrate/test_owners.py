@@ -1,4 +1,5 @@
 import os
+import subprocess
 import tarfile
 from pathlib import Path
 
@@ -139,3 +140,18 @@ def test_holed_file_reads_across_pieces() -> None:
     assert holed.read(3) == b"b\0\0"
     holed.seek(-1, 2)
     assert (holed.read(9), holed.tell()) == (b"d", 7)
+
+
+def test_a_squash_may_be_the_bottom(tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    (tree / "d").mkdir(parents=True)
+    (tree / "d/f").touch(mode=0o640)
+    (tree / "d/g").touch(mode=0o640)
+    bottom = tmp_path / "x.squash"
+    words = ["-p", "d/f m 4711 33 44", "-noappend", "-no-progress"]
+    subprocess.run(["mksquashfs", tree, bottom, *words], check=True, capture_output=True)
+    top = layer(tmp_path / "a", [directory("d", uid=9), entry("d/.wh.g")])
+    assert owner(b"d/f", str(bottom), top) == Owner(33, 44, 0o4711)
+    assert owner(b"d/g", str(bottom)) == Owner(os.getuid(), os.getgid(), 0o640)
+    assert owner(b"d/g", str(bottom), top) is None
+    assert owner(b"d", str(bottom), top) == Owner(9, 0, 0o755)
