@@ -5,12 +5,13 @@
 top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv="$top/.venv"
 
-# program:Debian package:Fedora/RHEL package
+# program:Debian package:Fedora/RHEL package; an entry that begins with / is a file (a pattern) instead of a program
 needed_to_run="podman:podman:podman crun:crun:crun newuidmap:uidmap:shadow-utils fuse-overlayfs:fuse-overlayfs:fuse-overlayfs
   fusermount3:fuse3:fuse3 mksquashfs:squashfs-tools:squashfs-tools setpriv:util-linux:util-linux
   busybox:busybox-static:busybox docker-registry:docker-registry:docker-distribution"
 needed_to_test="squashfuse_ll:squashfuse:squashfuse debootstrap:debootstrap:debootstrap setfattr:attr:attr
-  setcap:libcap2-bin:libcap slirp4netns:slirp4netns:slirp4netns catatonit:catatonit:catatonit"
+  setcap:libcap2-bin:libcap slirp4netns:slirp4netns:slirp4netns catatonit:catatonit:catatonit
+  gcc:gcc:gcc /usr/include/python3*/Python.h:python3-dev:python3-devel /usr/include/lzo/lzo1x.h:liblzo2-dev:lzo-devel"
 
 say() { printf '%s\n' "$*" >&2; }
 
@@ -18,7 +19,7 @@ install_programs() { # "program:deb:rpm ..." : install the packages of the progr
   local entry program deb rpm missing=() debs=() rpms=()
   for entry in $1; do
     IFS=: read -r program deb rpm <<<"$entry"
-    PATH="$PATH:/usr/sbin:/sbin" command -v "$program" >/dev/null || { missing+=("$program"); debs+=("$deb"); rpms+=("$rpm"); }
+    present "$program" || { missing+=("$program"); debs+=("$deb"); rpms+=("$rpm"); }
   done
   [ -n "$(find_python)" ] || { missing+=("python >= 3.11"); debs+=(python3 python3-venv); rpms+=(python3.11); }
   "$(find_python || echo false)" -c 'import ensurepip' 2>/dev/null || { missing+=("python venv"); debs+=(python3-venv); }
@@ -37,6 +38,13 @@ install_programs() { # "program:deb:rpm ..." : install the packages of the progr
   else
     say "Neither apt-get nor dnf is here; install by hand: ${missing[*]}"
   fi
+}
+
+present() { # PROGRAM or /FILE/PATTERN
+  case $1 in
+    /*) compgen -G "$1" >/dev/null ;;
+    *) PATH="$PATH:/usr/sbin:/sbin" command -v "$1" >/dev/null ;;
+  esac
 }
 
 apt_install() { # services that the packages bring (a registry, a Slurm daemon) must not start on this machine

@@ -26,8 +26,10 @@ def work(image: SquashImage, served: Served, fuse: int, place: ServerDir, log: L
 
 def _publish(stats: Stats, place: ServerDir) -> None:
     last = ""
+    wait = STATS_SECONDS / 10
     while True:
-        time.sleep(STATS_SECONDS)
+        time.sleep(wait)
+        wait = STATS_SECONDS
         text = json.dumps(stats.snapshot())
         if text != last:
             last = text

@@ -2,6 +2,8 @@
 
 import os
 import shutil
+from collections.abc import Generator
+from typing import TypeVar
 
 import pytest
 
@@ -25,6 +27,26 @@ PROBES = {"needs_root": _lacks_root, "needs_fuse": _lacks_fuse, "needs_podman": 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     for marker, probe in PROBES.items():
         if item.get_closest_marker(marker) is not None and (reason := probe()):
-            if os.environ.get("SQUASHMOUNT_REQUIRE") == "all":
-                pytest.fail(f"{reason} (a skip is not allowed: SQUASHMOUNT_REQUIRE=all)", pytrace=False)
             pytest.skip(reason)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    return _no_skip(report)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    return _no_skip(report)
+
+
+Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
+
+
+def _no_skip(report: Report) -> Report:
+    if report.skipped and os.environ.get("SQUASHMOUNT_REQUIRE") == "all" and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped, which is not allowed here (SQUASHMOUNT_REQUIRE=all): {report.longrepr}"
+    return report

@@ -277,16 +277,23 @@ def wait_for(condition: object, what: str, seconds: float = 20) -> None:
 def install_product(lab: Path) -> Path:
     """Install the project the way a site does: a wheel into a clean environment, no compiler on PATH."""
     source, venv = lab / "source", lab / "product"
-    # build/ and *.egg-info of a developer's tree would leak into the wheel
-    shutil.copytree(
-        TOP, source, ignore=shutil.ignore_patterns(".git", ".venv*", "build", "*.egg-info", ".*_cache", "bench")
-    )
+    copy_checkout(source, "pyproject.toml", "README.md", "squashmount", "migrate", "oci_hooks", "storage_conf")
     python = os.path.realpath(os.path.join(os.environ.get("VIRTUAL_ENV", str(TOP / ".venv")), "bin/python"))
     run(python, "-m", "venv", str(venv)).ok()
     env = {**os.environ, "CC": "/bin/false", "CXX": "/bin/false", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     run(str(venv / "bin/pip"), "install", "-q", "--only-binary=:all:", str(source), env=env, timeout=600).ok()
     shutil.rmtree(source)
     return venv
+
+
+def copy_checkout(target: Path, *names: str) -> None:
+    """Copy parts of the checkout to where every user can read them, without what a developer's tree has besides."""
+    for name in names:
+        if (TOP / name).is_dir():
+            shutil.copytree(TOP / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            target.mkdir(exist_ok=True)
+            shutil.copy(TOP / name, target / name)
 
 
 def root_user() -> User:
