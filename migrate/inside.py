@@ -19,7 +19,7 @@ import stat
 import sys
 import tempfile
 import termios
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -74,19 +74,18 @@ def _first_process(job: Job) -> int:
 
 
 def _squash(job: Job) -> dict[str, Any]:
-    with ExitStack() as stack:
-        root = _mounted(job)
-        found = survey.survey(root)
-        restored = _owners_to_restore(job, root, found)
-        run = _prepared(job, root, found, restored, stack)
-        _run(mksquashfs.command(job.binary, run))
-        return {
-            "entries": found.entries,
-            "bytes": found.size,
-            "root_mode": run.root_owner[0] if run.root_owner else found.root_mode,
-            "restored": len(restored),
-            "samples": [asdict(sample) for sample in _samples(root, found, restored)],
-        }
+    root = _mounted(job)
+    found = survey.survey(root)
+    restored = _owners_to_restore(job, root, found)
+    run = _prepared(job, root, found, restored)
+    _run(mksquashfs.command(job.binary, run))
+    return {
+        "entries": found.entries,
+        "bytes": found.size,
+        "root_mode": run.root_owner[0] if run.root_owner else found.root_mode,
+        "restored": len(restored),
+        "samples": [asdict(sample) for sample in _samples(root, found, restored)],
+    }
 
 
 def _samples(root: str, found: survey.Survey, restored: list[owners.Restored]) -> list[readback.Sample]:
@@ -102,9 +101,7 @@ def _samples(root: str, found: survey.Survey, restored: list[owners.Restored]) -
     return samples
 
 
-def _prepared(
-    job: Job, root: str, found: survey.Survey, restored: list[owners.Restored], stack: ExitStack
-) -> mksquashfs.Run:
+def _prepared(job: Job, root: str, found: survey.Survey, restored: list[owners.Restored]) -> mksquashfs.Run:
     """Write the pseudo file and decide about xattrs."""
     top = next(((mode, uid, gid) for path, mode, uid, gid in restored if not path), None)
     if top and not job.binary.sets_root:
@@ -113,7 +110,7 @@ def _prepared(
         )
     fixes = (mksquashfs.modify(*fix) for fix in restored if fix[0])
     text, definitions = mksquashfs.split_definitions(fixes)
-    pseudo = os.path.join(stack.enter_context(tempfile.TemporaryDirectory(prefix="squashmount-")), "pseudo")
+    pseudo = os.path.join(job.runtime_dir, "pseudo")
     with open(pseudo, "wb") as file:
         file.write(text)
     return mksquashfs.Run(
@@ -137,9 +134,8 @@ def _mounted(job: Job) -> str:
     """
     if job.counts:
         linux.mount("tmpfs", job.counts, "tmpfs", 0, "mode=0700")
-    if job.runtime_dir:
-        linux.mount("tmpfs", job.runtime_dir, "tmpfs", 0, "mode=0700")
-        os.environ["SQUASHMOUNT_RUNTIME_DIR"] = job.runtime_dir
+    linux.mount("tmpfs", job.runtime_dir, "tmpfs", 0, "mode=0700")
+    os.environ["SQUASHMOUNT_RUNTIME_DIR"] = job.runtime_dir
     root = process.run(*job.podman, "image", "mount", job.image).strip()
     if not job.copies and not _is_mount(root):
         raise ToolError("Podman did not mount the image where it can be squashed.", details=root)
@@ -188,8 +184,7 @@ def _xattr_mode(job: Job, found: survey.Survey) -> str:
 def _run(argv: list[str]) -> None:
     """Run mksquashfs and report its percentages. It gets a terminal: into a pipe it writes them 4 KiB at a time."""
     env = {key: value for key, value in os.environ.items() if key != "SOURCE_DATE_EPOCH"}  # excludes -mkfs-time
-    ours, theirs = os.openpty()
-    termios.tcsetwinsize(theirs, (24, 80))
+    ours, theirs = _terminal()
     with tempfile.TemporaryFile() as stderr, process.started(*argv, stderr=stderr, stdout=theirs, env=env) as child:
         os.close(theirs)
         shown = -1
@@ -204,6 +199,16 @@ def _run(argv: list[str]) -> None:
             errors = stderr.read().decode("utf-8", "replace").strip()
             raise ToolError(f"mksquashfs failed with exit status {code}.", details="\n".join(errors.splitlines()[-8:]))
     os.close(ours)
+
+
+def _terminal() -> tuple[int, int]:
+    """Return both ends of a terminal, of a pipe where there is no /dev/pts."""
+    try:
+        ours, theirs = os.openpty()
+    except OSError:
+        return os.pipe()
+    termios.tcsetwinsize(theirs, (24, 80))
+    return ours, theirs
 
 
 def _read(terminal: int) -> str:

@@ -13,8 +13,8 @@ class Job:
     """One image to be squashed into one file.
 
     `owner_records` say who owns what (Graph.owner_records; empty: not known); `owners_seen` are all ids the layers
-    named. `copies` is true for storage drivers without mounts (vfs). `runtime_dir` is an empty directory for a server
-    that the mount of the image may start, `counts` Podman's directory for counting mounts.
+    named. `copies` is true for storage drivers without mounts (vfs). `runtime_dir` is an empty directory for
+    temporary files and for a server that the mount of the image may start, `counts` is where Podman counts mounts.
     """
 
     podman: tuple[str, ...]
@@ -23,12 +23,12 @@ class Job:
     binary: Mksquashfs
     format: Format
     created: int
+    runtime_dir: str
     processors: int = 0
     copies: bool = False
     owner_records: tuple[str, ...] = ()
     owners_seen: tuple[int, ...] = ()
     owners_lost: bool = False
-    runtime_dir: str = ""
     counts: str = ""
 
     def to_json(self) -> bytes:

@@ -27,6 +27,8 @@ from squashmount.errors import BusyError, StoreError
 
 HEARTBEAT_SECONDS = 3.0
 STALE_SECONDS = 30.0
+ABANDONED_SECONDS = 3600.0
+"""What a holder that was silent for so long left behind may be deleted, although nobody waits for its lock."""
 _POLL_SECONDS = 0.2
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
 
@@ -123,14 +125,23 @@ def hold(
 
 
 def holders(directory: str) -> dict[str, Holder]:
-    """Return the locks in a directory by name, those of processes known to be dead left out."""
+    """Return the locks in a directory by name, those of processes known to be dead or long silent left out."""
+    beats = _beats(directory)
     found = {}
-    for name in os.listdir(directory):
-        if not name.startswith("."):
-            holder = read_holder(os.path.join(directory, name))
-            if holder and not holder.is_dead():
-                found[name] = holder
+    for name, beat in beats.items():
+        holder = None if name.startswith(".") else read_holder(os.path.join(directory, name))
+        if holder and not holder.is_dead() and max(beats.values()) - beat < ABANDONED_SECONDS:
+            found[name] = holder
     return found
+
+
+def _beats(directory: str) -> dict[str, float]:
+    """Return when each file was last touched; the latest of them is now, by the clock of the file system itself."""
+    beats = {}
+    for name in os.listdir(directory):
+        with suppress(FileNotFoundError):
+            beats[name] = os.stat(os.path.join(directory, name)).st_mtime
+    return beats
 
 
 def read_holder(path: str) -> Holder | None:
@@ -238,7 +249,12 @@ def _take_over(path: str, dead: Holder, attempt: int) -> None:
 
 
 def sweep(directory: str) -> None:
-    """Remove breaker files of locks that are gone. Call it while holding the store's lock."""
+    """Remove breaker files of locks that are gone, and forgotten temporary files. Call it holding the store's lock."""
+    beats = _beats(directory)
+    for entry, beat in beats.items():
+        if entry.startswith(TEMP_PREFIX) and max(beats.values()) - beat > ABANDONED_SECONDS:
+            with suppress(FileNotFoundError):
+                os.unlink(os.path.join(directory, entry))
     present = {name: _token(os.path.join(directory, name)) for name in os.listdir(directory) if name[0] != "."}
     for entry in os.listdir(directory):
         if entry.startswith(".break-"):

@@ -8,6 +8,7 @@ import difflib
 import os
 import re
 import shutil
+import socket
 import tempfile
 import time
 from collections.abc import Callable
@@ -118,22 +119,23 @@ def _ask_podman(podman: Podman, name: str, log: process.Log) -> ImageId | None:
     parent = _private_parent()
     _sweep(parent)
     with tempfile.TemporaryDirectory(prefix=f"{_PREFIX}{os.getpid()}-", dir=parent) as directory:
-        socket = os.path.join(directory, "podman.sock")
-        service = _until_we_die(podman.argv("system", "service", "--time=60", f"unix://{socket}"))
+        address = os.path.join(directory, "podman.sock")
+        service = _until_we_die(podman.argv("system", "service", "--time=60", f"unix://{address}"))
         with (
             open(os.path.join(directory, "stderr"), "w+b") as stderr,
             process.started(*service, stderr=stderr, log=log) as child,
         ):
-            _wait_for(socket, child.poll, stderr.name)
+            _wait_for(address, child.poll, stderr.name)
             try:
-                with PodmanClient(base_url=f"http+unix://{socket}", timeout=60) as client:
+                with PodmanClient(base_url=f"http+unix://{address}", timeout=60) as client:
                     return ImageId(str(client.images.get(name).attrs["Id"]).removeprefix("sha256:"))
             except ImageNotFound:
                 return None
             except (APIError, PodmanError, OSError, KeyError) as err:
                 if "ambiguous" in str(err) or "multiple" in str(err):
                     return None
-                raise ToolError(f"Podman could not look up {name}.", details=str(err)) from err
+                details = f"{err}\n{err.__context__}" if err.__context__ else str(err)
+                raise ToolError(f"Podman could not look up {name}.", details=details) from err
 
 
 def _until_we_die(argv: tuple[str, ...]) -> tuple[str, ...]:
@@ -149,13 +151,23 @@ def _sweep(parent: str) -> None:
             shutil.rmtree(os.path.join(parent, entry), ignore_errors=True)
 
 
-def _wait_for(socket: str, poll: Callable[[], int | None], stderr: str) -> None:
+def _wait_for(path: str, poll: Callable[[], int | None], stderr: str) -> None:
     deadline = time.monotonic() + _START_SECONDS
-    while not os.path.exists(socket):
+    while not _answers(path):
         if poll() is not None or time.monotonic() > deadline:
             with open(stderr, encoding="utf-8", errors="replace") as file:
                 raise ToolError("podman system service did not start.", details=file.read().strip())
         time.sleep(0.01)
+
+
+def _answers(path: str) -> bool:
+    """Tell whether somebody listens; the file is there a moment before (bind(2), then listen(2))."""
+    with socket.socket(socket.AF_UNIX) as client:
+        try:
+            client.connect(path)
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+    return True
 
 
 def _private_parent() -> str:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,8 +31,9 @@ def make_store(lab: Path, alice: User, request: pytest.FixtureRequest) -> Callab
 
 
 @pytest.fixture(scope="module")
-def slow(login: Node, lab: Path) -> str:
+def slow(login: Node, lab: Path, busybox: str) -> str:
     """An image whose squash takes seconds: 300 MB that xz has to work on."""
+    assert busybox, "its fixture deletes all images first"
     tar = lab / "slow.tar"
     with tar.open("wb") as file:
         argv = ["tar", "-C", "/usr/lib", "-c", "python3", "python3.11", "gcc", "x86_64-linux-gnu"]
@@ -307,6 +309,21 @@ def test_killed_at_ten_points(bench: Bench, slow: str) -> None:
     assert bench.login.migrate("verify", "--full", str(directory)).ok().endswith("is sound")
     assert os.listdir(directory / "squashmount/staging") == os.listdir(directory / "squashmount/lock") == []
     assert f"{slow} true" in listed(node)
+
+
+def test_several_at_once(bench: Bench, slow: str) -> None:
+    """Two of the same image: one squashes, the other waits and finds it done. Another image does not wait for them."""
+    directory = bench.directory()
+    bench.login.migrate("init", str(directory)).ok()
+    with ThreadPoolExecutor() as pool:
+        same = [pool.submit(bench.login.migrate, "mig", slow, str(directory)) for _ in range(2)]
+        time.sleep(0.8)
+        other = pool.submit(bench.login.migrate, "mig", bench.name, str(directory))
+        other.result().ok()
+        outputs = [done.result().ok() for done in same]
+    assert sorted("KiB blocks" in output for output in outputs) == [False, True]
+    assert len(capsules(directory)) == 2
+    assert bench.login.migrate("verify", "--full", str(directory)).ok().endswith("is sound")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

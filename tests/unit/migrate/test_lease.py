@@ -159,7 +159,11 @@ def test_sweep_removes_breakers_of_locks_that_are_gone(directory: str) -> None:
     holder = foreign(directory)
     Path(directory, f".break-store-{holder.token}-1").touch()
     Path(directory, ".break-store-0123-1").touch()
+    for name, age in ((".tmp-old", 4000), (".tmp-new", 0)):
+        Path(directory, name).touch()
+        os.utime(os.path.join(directory, name), (time.time() - age,) * 2)
     lease.sweep(directory)
+    os.unlink(os.path.join(directory, ".tmp-new"))
     assert sorted(os.listdir(directory)) == [f".break-store-{holder.token}-1", "store"]
 
 
@@ -167,3 +171,11 @@ def test_a_torn_lock_file_is_still_a_lock(directory: str) -> None:
     Path(directory, "store").write_text('{"user": "a')
     with pytest.raises(BusyError, match="somebody"), lease.hold(directory, "store", doing="x", timeout=0):
         pass
+
+
+def test_a_long_silent_holder_counts_as_gone(directory: str) -> None:
+    foreign(directory)
+    with lease.hold(directory, "image", doing="mine"):
+        assert sorted(lease.holders(directory)) == ["image", "store"]
+        os.utime(os.path.join(directory, "store"), (time.time() - 4000,) * 2)
+        assert sorted(lease.holders(directory)) == ["image"]
