@@ -125,6 +125,6 @@ def solo_store(lab: Path, product: Path, solo: User, debian: str) -> Path:
 
 
 @pytest.fixture(scope="session")
-def root() -> User:
+def root(lab: Path) -> User:
     """Root himself, for rootful Podman."""
-    return root_user()
+    return root_user(lab)

@@ -4,7 +4,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from lab import Done, User, root_user, run, wait_for
+from lab import Done, User, run, wait_for
 
 from squashmount.mountinfo import read_mounts
 
@@ -31,7 +31,7 @@ def is_mounted(path: Path) -> bool:
 
 @pytest.fixture(params=["root", "alice"])
 def user(request: pytest.FixtureRequest) -> User:
-    found: User = root_user() if request.param == "root" else request.getfixturevalue("alice")
+    found: User = request.getfixturevalue(request.param)
     return found
 
 
@@ -64,16 +64,18 @@ def test_mount_read_unmount(product: Path, user: User, squash: Path, lab: Path) 
         ("any.squashfs", "nowhere", 2, "not a directory"),
     ],
 )
-def test_mistakes_are_explained(product: Path, squash: Path, file: str, directory: str, code: int, says: str) -> None:
+def test_mistakes_are_explained(
+    product: Path, root: User, squash: Path, file: str, directory: str, code: int, says: str
+) -> None:
     target = squash.parent / (directory or "target")
     (squash.parent / "target").mkdir()
-    done = command(product, root_user(), "mount", str(squash.parent / file), str(target))
+    done = command(product, root, "mount", str(squash.parent / file), str(target))
     assert done.code == code, done
     assert says in done.err
     assert "Traceback" not in done.err
     assert not is_mounted(squash.parent / "target")
 
 
-def test_umount_of_what_is_not_mounted(product: Path, squash: Path) -> None:
-    done = command(product, root_user(), "umount", str(squash.parent))
+def test_umount_of_what_is_not_mounted(product: Path, root: User, squash: Path) -> None:
+    done = command(product, root, "umount", str(squash.parent))
     assert (done.code, "Nothing is mounted" in done.err) == (2, True)
