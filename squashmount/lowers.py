@@ -23,11 +23,19 @@ class Lower(NamedTuple):
 
 
 def resolve_lowers(entries: tuple[str, ...], *, cwd: str) -> tuple[Lower, ...]:
-    """Resolve every entry; `cwd` is what relative ones are relative to.
+    """Resolve the entries, topmost first, as far as the first squash; `cwd` is what relative ones are relative to.
+
+    A squash is the flattened image: what lies below it is inside it, and need not even exist. Podman puts
+    `<layer>/empty` below the diff of a lone layer (`podman diff`, `commit`), which podman-hpc's stores do not have.
 
     Raises StoreError for an entry that does not exist, DamagedError for a layer whose squash link leads nowhere.
     """
-    return tuple(_resolve(entry, cwd) for entry in entries)
+    found: list[Lower] = []
+    for entry in entries:
+        found.append(_resolve(entry, cwd))
+        if found[-1].squash:
+            break
+    return tuple(found)
 
 
 def _resolve(entry: str, cwd: str) -> Lower:

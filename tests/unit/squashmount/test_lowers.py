@@ -42,7 +42,7 @@ def test_short_link_diff_path_and_symlinked_root_find_the_same_squash(tmp_path: 
         str(tmp_path / "alias/overlay/l" / link_of(layer)),
         str(tmp_path / "alias/overlay" / layer / "diff"),
     )
-    found = {lower.squash for lower in resolve_lowers(spellings, cwd="/")}
+    found = {resolve_lowers((spelling,), cwd="/")[0].squash for spelling in spellings}
     assert found == {store.squash(IMAGE)}
 
 
@@ -57,6 +57,16 @@ def test_squash_as_a_regular_file_as_podman_hpc_writes_it(tmp_path: Path) -> Non
     store = make_store(tmp_path, squash_is_link=False)
     (lower,) = resolve_lowers((store.diff(LAYER),), cwd="/")
     assert lower.squash == store.link_squash(link_of(LAYER))
+
+
+def test_what_lies_below_a_squash_need_not_exist(tmp_path: Path) -> None:
+    store = make_store(tmp_path, squash_is_link=False)
+    (tmp_path / "unpacked").mkdir()
+    # `podman diff` and `commit` on an image in a podman-hpc store: its layers have no `empty`
+    entries = (str(tmp_path / "unpacked"), store.diff(LAYER), store.layer(LAYER) + "/gone", "l/GONE")
+    assert [lower.given for lower in resolve_lowers(entries, cwd="/")] == list(entries[:2])
+    with pytest.raises(StoreError, match="gone"):
+        resolve_lowers((store.layer(LAYER) + "/gone", store.diff(LAYER)), cwd="/")
 
 
 def test_empty_directory_and_ordinary_layers_have_no_squash(tmp_path: Path) -> None:
