@@ -11,7 +11,9 @@ needed_to_run="podman:podman:podman crun:crun:crun newuidmap:uidmap:shadow-utils
   busybox:busybox-static:busybox docker-registry:docker-registry:docker-distribution"
 needed_to_test="squashfuse_ll:squashfuse:squashfuse debootstrap:debootstrap:debootstrap setfattr:attr:attr
   setcap:libcap2-bin:libcap slirp4netns:slirp4netns:slirp4netns catatonit:catatonit:catatonit
-  gcc:gcc:gcc /usr/include/python3*/Python.h:python3-dev:python3-devel /usr/include/lzo/lzo1x.h:liblzo2-dev:lzo-devel"
+  gcc:gcc:gcc /usr/include/python3*/Python.h:python3-dev:python3-devel /usr/include/lzo/lzo1x.h:liblzo2-dev:lzo-devel
+  make:make:make dpkg-source:dpkg-dev:dpkg-dev /usr/include/zlib.h:zlib1g-dev:zlib-devel /usr/include/lzma.h:liblzma-dev:xz-devel
+  /usr/include/lz4.h:liblz4-dev:lz4-devel /usr/include/zstd.h:libzstd-dev:libzstd-devel"
 
 say() { printf '%s\n' "$*" >&2; }
 

@@ -5,6 +5,7 @@ Run by a bare Python on both sides (inside a container, and on the mounted origi
     python3 snapshot.py ROOT [EXCLUDED...]
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -12,6 +13,16 @@ import stat
 import sys
 
 KINDS = {stat.S_IFREG: "file", stat.S_IFDIR: "dir", stat.S_IFLNK: "link", stat.S_IFIFO: "fifo", stat.S_IFSOCK: "socket"}
+
+
+def list_xattrs(path: bytes) -> list[str]:
+    try:
+        return os.listxattr(path)
+    except OSError as err:
+        # of a squash without any: ours says it as the kernel's does (fs/squashfs/xattr.c, squashfs_listxattr)
+        if err.errno != errno.ENOTSUP:
+            raise
+        return []
 
 
 def describe(path: bytes, first: dict[tuple[int, int], str]) -> dict[str, object]:
@@ -26,8 +37,10 @@ def describe(path: bytes, first: dict[tuple[int, int], str]) -> dict[str, object
         entry["target"] = os.readlink(path).decode("latin-1")
     else:
         # Only what can be part of an image: labels of the machine's security modules are not.
-        names = [name for name in os.listxattr(path) if name.startswith(("user.", "security.capability"))]
+        names = [name for name in list_xattrs(path) if name.startswith(("user.", "security.capability"))]
         entry["xattrs"] = {name: os.getxattr(path, name).hex() for name in sorted(names)}
+    if stat.S_ISBLK(info.st_mode) or stat.S_ISCHR(info.st_mode):
+        entry["device"] = [os.major(info.st_rdev), os.minor(info.st_rdev)]
     if stat.S_ISREG(info.st_mode):
         entry["size"] = info.st_size
         entry["links"] = info.st_nlink
