@@ -20,6 +20,13 @@ from squashmount.squashfs.inodes import Inode
 ROOT = 1
 OVERFLOW_ID = 65534  # /proc/sys/kernel/overflowuid
 MAX_NAME = 255  # NAME_MAX; squashfs allows 256
+LIFETIME = 365 * 24 * 3600
+"""Seconds for which the kernel may remember an entry or its attributes: the image never changes under a mount."""
+
+EXPECTED = frozenset({
+    errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.ENODATA, errno.ENAMETOOLONG,
+})  # fmt: skip
+"""Errnos a Tree raises about the request (without a file name); any other is a failure of this machine: EIO."""
 
 # What an overlay wrote about its own layers must not be read as if it were about ours.
 _HIDDEN = (b"user.overlay.", b"trusted.overlay.", b"user.fuseoverlayfs.", b"user.containers.", b"system.posix_acl_")

@@ -9,7 +9,6 @@ One rule above all: every request is answered. A request without a reply leaves 
 Source: kernel include/uapi/linux/fuse.h (protocol 7.x, struct layouts), fs/fuse/dev.c, inode.c, readdir.c.
 """
 
-import contextlib
 import errno
 import os
 import struct
@@ -20,9 +19,8 @@ from typing import Final, NamedTuple
 from squashmount.errors import DamagedError
 from squashmount.squashfs.blocks import Buffer
 
-from .tree import Attr, Tree
-
-Log = Callable[[str], None]
+from .complaints import Complaints, Log
+from .tree import EXPECTED, LIFETIME, Attr, Tree
 
 _LOOKUP, _FORGET, _GETATTR, _SETATTR, _READLINK, _SYMLINK = 1, 2, 3, 4, 5, 6
 _MKNOD, _MKDIR, _UNLINK, _RMDIR, _RENAME, _LINK, _OPEN, _READ, _WRITE, _STATFS = 8, 9, 10, 11, 12, 13, 14, 15, 16, 17
@@ -77,9 +75,6 @@ _MINOR = 40  # the newest protocol read for this file; the kernel and we use the
 _LEAST_MINOR = 27  # Linux 4.18, the first that lets a user namespace mount FUSE
 _PAGES_PER_REQUEST = 256  # 1 MiB, the default of fs.fuse.max_pages_limit
 _BACKGROUND, _CONGESTION = 512, 384
-
-# The image never changes under a mount.
-_YEAR = 365 * 24 * 3600
 
 # Nobody writes, so requests are small; the kernel demands room for max_write and its headers (fs/fuse/dev.c).
 _MAX_WRITE = 64 << 10
@@ -182,8 +177,7 @@ class _Server:
         self._tree = tree
         self._stats = stats
         stats.cache_counts = tree.cache_counts
-        self._log = log
-        self._logged = 0
+        self._complain = Complaints(log)
         # What was negotiated with a predecessor is unknown: real replies to OPEN are always right.
         self._zero_open = False
         self._zero_opendir = False
@@ -274,7 +268,7 @@ class _Server:
 
     def _failure(self, request: Request, err: OSError, row: Row) -> Sequence[Buffer]:
         """Answer an errno: the tree's own (ENOENT …) as it is; one from reading the squash file is logged."""
-        if err.filename is None and err.errno in _EXPECTED:
+        if err.filename is None and err.errno in EXPECTED:
             return _error(request.unique, err.errno)
         return self._mishap(request, str(err), row)
 
@@ -282,13 +276,6 @@ class _Server:
         row.errors += 1
         self._complain(f"{_describe(request)}: {what}")
         return _error(request.unique, errno.EIO)
-
-    def _complain(self, what: str) -> None:
-        # A damaged block is asked for again and again: the log must not fill a disk.
-        self._logged += 1
-        if self._logged <= 100 or self._logged % 10_000 == 0:
-            with contextlib.suppress(OSError):
-                self._log(f"{what} (message {self._logged})" if self._logged > 100 else what)
 
     def _wait(self) -> None:
         import select  # noqa: PLC0415 - only for a non-blocking descriptor, which we never make ourselves
@@ -321,12 +308,12 @@ class _Server:
             node, attr = self._tree.lookup(request.node, _name(request.body))
         except FileNotFoundError:
             # Node 0 with a lifetime: the kernel remembers that the name does not exist.
-            return (_reply(request.unique, struct.pack("=4Q2I", 0, 0, _YEAR, 0, 0, 0) + bytes(88)),)
-        return (_ENTRY_OUT.pack(_ENTRY_OUT.size, 0, request.unique, node, 0, _YEAR, _YEAR, 0, 0, *_packed(attr)),)
+            return (_reply(request.unique, struct.pack("=4Q2I", 0, 0, LIFETIME, 0, 0, 0) + bytes(88)),)
+        return (_ENTRY_OUT.pack(_ENTRY_OUT.size, 0, request.unique, node, 0, LIFETIME, LIFETIME, 0, 0, *_packed(attr)),)
 
     def _getattr(self, request: Request) -> Sequence[Buffer]:
         attr = self._tree.attr(request.node)
-        return (_ATTR_OUT.pack(_ATTR_OUT.size, 0, request.unique, _YEAR, 0, 0, *_packed(attr)),)
+        return (_ATTR_OUT.pack(_ATTR_OUT.size, 0, request.unique, LIFETIME, 0, 0, *_packed(attr)),)
 
     def _readlink(self, request: Request) -> Sequence[Buffer]:
         return (_reply(request.unique, self._tree.readlink(request.node)),)
@@ -385,7 +372,7 @@ class _Server:
                 reply += _NOTHING_ATTR + _DIRENT.pack(ino, cookie, length, kind >> 12)
             else:
                 reply += pack(
-                    node, 0, _YEAR, _YEAR, 0, 0, *_packed(attr), ino, cookie, length, kind >> 12
+                    node, 0, LIFETIME, LIFETIME, 0, 0, *_packed(attr), ino, cookie, length, kind >> 12
                 )  # fmt: skip
             reply += name
             reply += bytes(padding)
@@ -426,11 +413,6 @@ class _Server:
         if request.opcode in _WRITES:
             return _error(request.unique, errno.EROFS)
         return _error(request.unique, errno.ENOTTY if request.opcode == _IOCTL else errno.ENOSYS)
-
-
-_EXPECTED = frozenset({
-    errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.ENODATA, errno.ENAMETOOLONG,
-})  # fmt: skip
 
 
 def _packed(attr: Attr) -> tuple[int, ...]:
