@@ -35,6 +35,9 @@ def _parser() -> argparse.ArgumentParser:
     mount = commands.add_parser("mount", help="mount a squash file on a directory; returns when it is mounted")
     mount.add_argument("file", metavar="FILE")
     mount.add_argument("directory", metavar="DIR")
+    mount.add_argument(
+        "--engine", choices=("wire", "pyfuse3"), default="wire", help="who speaks FUSE: we (default), or libfuse"
+    )
     mount.set_defaults(run=_mount)
     umount = commands.add_parser("umount", help="unmount it again; its server ends by itself")
     umount.add_argument("directory", metavar="DIR")
@@ -52,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
 def _mount(options: argparse.Namespace) -> int:
     from .standalone import mount_file  # noqa: PLC0415 - the reader is needed by this command only
 
-    mount_file(options.file, options.directory, load_config())
+    mount_file(options.file, options.directory, load_config(), options.engine)
     return 0
 
 

@@ -1,40 +1,63 @@
 """`squashmount mount FILE DIR`: any squash file on any directory, as root or as an ordinary user."""
 
 import os
+from collections.abc import Callable
 
 from .config import Config
-from .errors import SpaceError, UsageError
+from .errors import SpaceError, SquashmountError, UsageError
 from .keeper import daemonise, is_mounted
 from .runtime import quiet
-from .server.fusemount import mount_fuse, mount_fusermount
+from .server.fusemount import mount_fuse, mount_fusermount, unmount_fuse
 from .server.tree import IdShift, Tree
 from .server.wire import Stats, serve
 from .squashfs.image import SquashImage
 
+Engine = Callable[[int, Tree, Callable[[], None]], None]
+"""Serves a descriptor until it is unmounted, and calls back when the file system can be used."""
 
-def mount_file(file: str, directory: str, config: Config) -> None:
+
+def mount_file(file: str, directory: str, config: Config, engine: str = "wire") -> None:
     """Return when `directory` shows the content of `file`; the server ends when it is unmounted.
 
     Raises UsageError for a directory that cannot be a mount point, DamagedError for what is not a squash file,
-    HostError where FUSE cannot be used.
+    HostError where FUSE cannot be used, ToolError when the engine is not installed.
     """
     target = os.path.realpath(directory)
     if not os.path.isdir(target):
         raise UsageError(f"{directory} is not a directory.", hint=f"mkdir -p {directory}")
     if is_mounted(target):
         raise UsageError(f"Something is mounted on {directory} already.", hint=f"squashmount umount {directory}")
-    daemonise(lambda ready: _serve(file, target, config, ready))
+    daemonise(lambda ready: _serve(file, target, config, engine, ready))
 
 
-def _serve(file: str, target: str, config: Config, ready: int) -> None:
+def _serve(file: str, target: str, config: Config, engine: str, ready: int) -> None:
     image = _open(file, config)
+    serve_with = _pyfuse3() if engine == "pyfuse3" else _wire
     mount = mount_fuse if os.geteuid() == 0 else mount_fusermount
     fuse = mount(target, source="squashmount")
-    tree = Tree(image, IdShift())
-    os.write(ready, b"ok")
-    os.close(ready)
-    os.chdir("/")
+
+    def usable() -> None:
+        os.write(ready, b"ok")
+        os.close(ready)
+        os.chdir("/")
+
+    try:
+        serve_with(fuse, Tree(image, IdShift()), usable)
+    except SquashmountError:
+        # it never got as far as serving: nobody would answer on this mount
+        unmount_fuse(target)
+        raise
+
+
+def _wire(fuse: int, tree: Tree, usable: Callable[[], None]) -> None:
+    usable()
     serve(fuse, tree, threads=min(os.cpu_count() or 1, 4), stats=Stats(), log=quiet)
+
+
+def _pyfuse3() -> Engine:
+    from .server import pyfuse3_engine  # noqa: PLC0415 - an optional package, compiled, and slow to import
+
+    return lambda fuse, tree, usable: pyfuse3_engine.serve(fuse, tree, ready=usable, log=quiet)
 
 
 def _open(file: str, config: Config) -> SquashImage:
