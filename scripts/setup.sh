@@ -12,6 +12,7 @@ needed_to_run="podman:podman:podman crun:crun:crun newuidmap:uidmap:shadow-utils
 needed_to_test="squashfuse_ll:squashfuse:squashfuse debootstrap:debootstrap:debootstrap setfattr:attr:attr
   setcap:libcap2-bin:libcap slirp4netns:slirp4netns:slirp4netns catatonit:catatonit:catatonit
   gcc:gcc:gcc /usr/include/python3*/Python.h:python3-dev:python3-devel /usr/include/lzo/lzo1x.h:liblzo2-dev:lzo-devel
+  /usr/include/fuse3/fuse.h:libfuse3-dev:fuse3-devel pkg-config:pkg-config:pkgconf-pkg-config
   make:make:make dpkg-source:dpkg-dev:dpkg-dev /usr/include/zlib.h:zlib1g-dev:zlib-devel /usr/include/lzma.h:liblzma-dev:xz-devel
   /usr/include/lz4.h:liblz4-dev:lz4-devel /usr/include/zstd.h:libzstd-dev:libzstd-devel"
 
@@ -65,12 +66,20 @@ find_python() { # the system's own Python: one below somebody's home cannot be e
   return 1
 }
 
-make_venv() { # EXTRA: an editable install of this checkout with the extra "test", remade when pyproject.toml changes
+make_venv() { # EXTRAS: an editable install of this checkout with extras, remade when pyproject.toml changes
   local stamp="$venv/.made-from" want
   want="$(find_python) $1 $(sha256sum <"$top/pyproject.toml")"
   [ "$(cat "$stamp" 2>/dev/null)" = "$want" ] && return
   say "Making the virtual environment $venv"
   "$(find_python)" -m venv --clear "$venv"
-  "$venv/bin/pip" install -q --disable-pip-version-check -e "$top$1" 2>&1 | grep -v '^WARNING: Location' >&2 || true
-  "$venv/bin/python" -c 'import squashmount.errors' && echo "$want" >"$stamp"
+  if pip_install "$top$1"; then
+    echo "$want" >"$stamp"
+  else # no stamp: the next start tries again
+    say "Not everything in $1 can be built here (what needs a compiler: see above). Going on with what works."
+    pip_install "$top[test]"
+  fi
+}
+
+pip_install() { # DIRECTORY[EXTRAS]
+  "$venv/bin/pip" install -q --disable-pip-version-check -e "$1" 2> >(grep -v '^WARNING: Location' >&2)
 }
