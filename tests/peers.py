@@ -13,9 +13,11 @@ import os
 import re
 import secrets
 import shutil
+import signal
 import sys
 import tarfile
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +110,13 @@ class PodmanHpc:
         shutil.copy(static_mksquashfs(), self.bin / "mksquashfs.static")
 
     def migrate(self, node: Node, image: str, squash_dir: Path) -> None:
-        """Run `podman-hpc migrate IMAGE`. It exits 0 whatever happens: the log and the squash have to tell."""
+        """Run `podman-hpc migrate IMAGE`. It exits 0 whatever happens: the log and the squash have to tell.
+
+        It drops XDG_RUNTIME_DIR, so its Podman keeps its pause process in the user's own runtime directory; Podman 5
+        makes that directory only when containers.conf names no other tmp_dir.
+        """
+        pause = Path(f"/run/user/{node.user.uid}/libpod/tmp")
+        node.run("mkdir", "-p", str(pause)).ok()
         env = node.environment() | {
             "PATH": f"{self.bin}:/usr/bin:/bin:/usr/sbin:/sbin",
             "SQUASH_DIR": str(squash_dir),
@@ -117,6 +125,9 @@ class PodmanHpc:
             "PODMANHPC_CONFIG_HOME": str(node.base / "hpc-config"),
         }
         done = node.user.run(str(self.bin / "podman-hpc"), "migrate", image, env=env)
+        with suppress(FileNotFoundError):
+            os.kill(int((pause / "pause.pid").read_text()), signal.SIGKILL)
+        run("rm", "-rf", str(pause.parent)).ok()
         assert list(squash_dir.glob("overlay/l/*.squash")), done
         done.ok()
 
