@@ -4,16 +4,17 @@ import os
 from collections.abc import Callable
 
 from .config import Config
-from .errors import SpaceError, SquashmountError, UsageError
+from .errors import HostError, SpaceError, SquashmountError, UsageError
 from .keeper import daemonise, is_mounted
-from .runtime import quiet
+from .runtime import Log, quiet, state_dir
 from .server.fusemount import mount_fuse, mount_fusermount, unmount_fuse
 from .server.tree import IdShift, Tree
 from .server.wire import Stats, serve
 from .squashfs.image import SquashImage
 
-Engine = Callable[[int, Tree, Callable[[], None]], None]
-"""Serves a descriptor until it is unmounted, and calls back when the file system can be used."""
+Line = Callable[[str], None]
+Engine = Callable[[int, Tree, Callable[[], None], Line], None]
+"""Serves a descriptor until it is unmounted, calls back when the file system can be used, and logs what goes wrong."""
 
 
 def mount_file(file: str, directory: str, config: Config, engine: str = "wire") -> None:
@@ -36,28 +37,37 @@ def _serve(file: str, target: str, config: Config, engine: str, ready: int) -> N
     mount = mount_fuse if os.geteuid() == 0 else mount_fusermount
     fuse = mount(target, source="squashmount")
 
+    log = _log(config)
+
     def usable() -> None:
         os.write(ready, b"ok")
         os.close(ready)
         os.chdir("/")
 
     try:
-        serve_with(fuse, Tree(image, IdShift()), usable)
+        serve_with(fuse, Tree(image, IdShift()), usable, log)
     except SquashmountError:
         # it never got as far as serving: nobody would answer on this mount
         unmount_fuse(target)
         raise
 
 
-def _wire(fuse: int, tree: Tree, usable: Callable[[], None]) -> None:
+def _log(config: Config) -> Line:
+    try:
+        return Log(state_dir(config, dict(os.environ)), config.log_level).fail
+    except HostError:
+        return quiet  # a user without a runtime directory: the mount is worth more than its log
+
+
+def _wire(fuse: int, tree: Tree, usable: Callable[[], None], log: Line) -> None:
     usable()
-    serve(fuse, tree, threads=min(os.cpu_count() or 1, 4), stats=Stats(), log=quiet)
+    serve(fuse, tree, threads=min(os.cpu_count() or 1, 4), stats=Stats(), log=log)
 
 
 def _pyfuse3() -> Engine:
     from .server import pyfuse3_engine  # noqa: PLC0415 - an optional package, compiled, and slow to import
 
-    return lambda fuse, tree, usable: pyfuse3_engine.serve(fuse, tree, ready=usable, log=quiet)
+    return lambda fuse, tree, usable, log: pyfuse3_engine.serve(fuse, tree, ready=usable, log=log)
 
 
 def _open(file: str, config: Config) -> SquashImage:
