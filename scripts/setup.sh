@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Sourced by scripts/demo and scripts/test: installs what is missing and makes the virtual environment.
+# Sourced by scripts/demo, scripts/test and scripts/platform: installs what is missing and makes the virtual environment.
 # Root installs packages; an ordinary user is told what is missing, and the scripts go on with what works.
 
 top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -14,7 +14,9 @@ needed_to_test="squashfuse_ll:squashfuse:squashfuse debootstrap:debootstrap:debo
   gcc:gcc:gcc /usr/include/python3*/Python.h:python3-dev:python3-devel /usr/include/lzo/lzo1x.h:liblzo2-dev:lzo-devel
   /usr/include/fuse3/fuse.h:libfuse3-dev:fuse3-devel pkg-config:pkg-config:pkgconf-pkg-config
   make:make:make dpkg-source:dpkg-dev:dpkg-dev /usr/include/zlib.h:zlib1g-dev:zlib-devel /usr/include/lzma.h:liblzma-dev:xz-devel
-  /usr/include/lz4.h:liblz4-dev:lz4-devel /usr/include/zstd.h:libzstd-dev:libzstd-devel"
+  /usr/include/lz4.h:liblz4-dev:lz4-devel /usr/include/zstd.h:libzstd-dev:libzstd-devel
+  pgrep:procps:procps-ng"
+test_extras='[test,lzo,pyfuse3]'
 
 say() { printf '%s\n' "$*" >&2; }
 
