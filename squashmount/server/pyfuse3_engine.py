@@ -5,8 +5,8 @@ node id with READ, so zero-message open (see `wire`) is out of reach and every o
 `pyfuse3`; nobody imports this module before it is asked for.
 
 One thread, and no handler ever waits. Reads in worker threads were tried (trio.to_thread; zstd, 2 cores, 256 MiB in
-sequence 0.44 s instead of 0.24 s, 4000 small files 0.73 s instead of 0.40 s; and a
-stat beside them waits longer, not shorter). They would not be safe, too: libfuse's descriptor blocks. When a request that woke the loop is withdrawn
+sequence 0.44 s instead of 0.24 s, 4000 small files 0.73 s instead of 0.40 s; a stat beside them waits longer, not
+shorter). They would not be safe either: libfuse's descriptor blocks. When a request that woke the loop is withdrawn
 before it is fetched (its process was killed), the loop stands in read(2), and replies that a thread has ready with it.
 
 Source: pyfuse3 3.5 (handlers.pxi, internal.pxi), libfuse 3.14 (lib/fuse_lowlevel.c).

@@ -54,22 +54,22 @@ def test_podman_shows_a_true_size(node: Node, busybox: str) -> None:
 @pytest.mark.parametrize("overlay", ["kernel", "fuse"])
 def test_exec_cp_stop_start_restart(node: Node, busybox: str, overlay: str) -> None:
     node.env["SQUASHMOUNT_OVERLAY"] = overlay
-    node.podman("run", "-d", "--name", "c", busybox, "sleep", "600").ok()
-    node.podman("exec", "c", "sh", "-c", "echo kept > /work/kept; rm /work/mine; rm -r /root").ok()
+    node.podman("run", "-d", "--name", "kept", busybox, "sleep", "600").ok()
+    node.podman("exec", "kept", "sh", "-c", "echo kept > /work/kept; rm /work/mine; rm -r /root").ok()
     source = node.base / "in"
     source.write_text("copied")
-    node.podman("cp", str(source), "c:/work/copied").ok()
-    node.podman("cp", "c:/work/kept", str(node.base / "out")).ok()
+    node.podman("cp", str(source), "kept:/work/copied").ok()
+    node.podman("cp", "kept:/work/kept", str(node.base / "out")).ok()
     assert (node.base / "out").read_text() == "kept\n"
-    node.podman("stop", "-t0", "c").ok()
+    node.podman("stop", "-t0", "kept").ok()
     # the other overlay would not understand these deletions: the first choice must stay
     node.env["SQUASHMOUNT_OVERLAY"] = "auto"
-    node.podman("start", "c").ok()
-    assert node.podman("exec", "c", "ls", "/work").ok().split() == ["copied", "kept"]
-    node.podman("restart", "-t0", "c").ok()
-    assert node.podman("exec", "c", "sh", "-c", "cat /work/kept; ls -d /root").code == 1
+    node.podman("start", "kept").ok()
+    assert node.podman("exec", "kept", "ls", "/work").ok().split() == ["copied", "kept"]
+    node.podman("restart", "-t0", "kept").ok()
+    assert node.podman("exec", "kept", "sh", "-c", "cat /work/kept; ls -d /root").code == 1
     assert node.log().count(f"{overlay} overlay") == node.log().count(" overlay (")
-    node.podman("rm", "-f", "-t0", "c").ok()
+    node.podman("rm", "-f", "-t0", "kept").ok()
 
 
 def test_read_only_and_volumes(node: Node, busybox: str) -> None:
@@ -97,11 +97,11 @@ def test_deletions_survive_commit_build_and_mig(
 ) -> None:
     node.env["SQUASHMOUNT_OVERLAY"] = overlay
     before = node.podman("run", "--rm", debian, "sh", "-c", "ls /odd | wc -l").ok()
-    node.podman("run", "--name", "c", debian, "sh", "-c", DELETES).ok()
-    changed = node.podman("diff", "c").ok().splitlines()
+    node.podman("run", "--name", "kept", debian, "sh", "-c", DELETES).ok()
+    changed = node.podman("diff", "kept").ok().splitlines()
     assert {"D /odd/owned", "D /odd/many", "A /odd/sub/fresh"} <= set(changed)
-    node.podman("commit", "-q", "c", "localhost/child").ok()
-    node.podman("rm", "c").ok()
+    node.podman("commit", "-q", "kept", "localhost/child").ok()
+    node.podman("rm", "kept").ok()
     expected = ["/odd/sub/fresh", "fresh", str(int(before) - 2)]
     assert node.podman("run", "--rm", "localhost/child", "sh", "-c", STILL_DELETED).ok().split() == expected
 
