@@ -82,31 +82,36 @@ TWICE = [{"id": 64 * letter, "names": ["localhost/x:1"]} for letter in "ab"]
 
 
 @pytest.mark.parametrize(
-    ("text", "check", "message"),
+    ("missing", "text", "check", "message"),
     [
-        (json.dumps(TWICE), "duplicate_name", "assigns the same name to multiple images"),
-        (None, "incomplete_store", "images.lock"),
+        ("", json.dumps(TWICE), "duplicate_name", "assigns the same name to multiple images"),
+        ("overlay-images/images.lock", json.dumps(TWICE[:1]), "incomplete_store", "images.lock"),
+        ("overlay-layers/layers.lock", json.dumps(TWICE[:1]), "incomplete_store", "layers.lock"),
     ],
 )
 def test_what_check_calls_an_error_stops_podman(
-    place: Path, capsys: pytest.CaptureFixture[str], text: str | None, check: str, message: str
+    place: Path, capsys: pytest.CaptureFixture[str], missing: str, text: str, check: str, message: str
 ) -> None:
     generate(place)
     assert podman("images", "--format", "json") == []
-    images, store = place / "store/overlay-images", str(place / "store")
-    if text is None:
-        (images / "images.lock").unlink()
-    else:
-        (images / "images.json").write_text(text)
+    store = str(place / "store")
+    if missing:
+        (place / "store" / missing).unlink()
+    (place / "store/overlay-images/images.json").write_text(text)
     # read-only, as nodes see it: otherwise root's podman makes the lock file
     subprocess.run(["mount", "--bind", store, store], check=True)
     subprocess.run(["mount", "-o", "remount,bind,ro", store], check=True)
     capsys.readouterr()
     assert main(["check", "--json"]) == 11
     assert check in [item["check"] for item in json.loads(capsys.readouterr().out)["findings"]]
-    done = subprocess.run(["podman", "images"], capture_output=True, text=True, check=False, timeout=60)
-    assert done.returncode != 0
-    assert message in done.stderr
+    # not `podman version`: it opens the store
+    version = subprocess.run(["podman", "--version"], capture_output=True, text=True, check=True, timeout=60).stdout
+    done = subprocess.run(["podman", "images", "-q"], capture_output=True, text=True, check=False, timeout=60)
+    if not version.startswith("podman version 4.") and missing == "overlay-images/images.lock":
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")  # the store's images are gone, without a word
+    else:
+        assert done.returncode != 0
+        assert message in done.stderr
 
 
 def test_a_torn_list_hides_its_images(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

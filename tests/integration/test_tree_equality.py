@@ -84,8 +84,8 @@ def test_full_map(compute: Node, original: Tree, debian: str, engine: str, overl
         # fuse-overlayfs counts the links it has seen so far, over unpacked layers, too
         original, found = without(original, "links"), without(found, "links")
     if engine == "squashfuse_ll":
-        # squashfuse 0.1.105 does not show file capabilities; one more reason for an engine of our own
-        assert found["./odd/capable"]["xattrs"] == {}
+        # squashfuse 0.1.105 does not show file capabilities, 0.5.2 does; one more reason for an engine of our own
+        assert found["./odd/capable"]["xattrs"] in ({}, original["./odd/capable"]["xattrs"])
         original, found = (without(tree, "xattrs", path="./odd/capable") for tree in (original, found))
     assert differences(original, found) == []
     assert f"engine {engine}" in compute.log()
