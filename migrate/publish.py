@@ -9,8 +9,9 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
 
 from squashmount import atomic, jsonio, layout
 from squashmount.errors import SquashmountError, StoreError
@@ -40,12 +41,12 @@ def add(store: Store, one: Capsule, staged: str, names: Iterable[str], held: lea
         if os.path.lexists(target):  # damaged, or the caller would not have squashed again
             damaged = _in_trash(store, one.image)
             os.rename(target, damaged)
-            undo.callback(os.rename, damaged, target)
+            undo.push(os.rename, damaged, target)
         os.rename(staged, target)
-        undo.callback(os.rename, target, staged)
+        undo.push(os.rename, target, staged)
         atomic.sync_directory(store.layout.capsules)
         store.step("after capsule")
-        _set_names(store, one.image, wanted, undo)
+        _set_names(store, one.image, wanted, undo, held)
         refresh(store, held)
     _delete(os.path.join(target, _PENDING))
 
@@ -54,36 +55,57 @@ def add_names(store: Store, image: ImageId, names: Iterable[str], held: lease.Le
     """Give an image names; a name that another image has moves."""
     collect(store)
     with _undoing(store, held) as undo:
-        _set_names(store, image, names, undo)
+        _set_names(store, image, names, undo, held)
         refresh(store, held)
+
+
+class _Undo:
+    """What takes back the steps of a change that failed, the last step first.
+
+    Taking back needs the lock like every other change: a writer that lost it leaves everything to the one that has it,
+    whose collect() finishes the publication. Only renames and deletions: it works on a full file system.
+    """
+
+    def __init__(self, store: Store, held: lease.Lease) -> None:
+        self._store = store
+        self._held = held
+        self._steps: list[Callable[[], object]] = []
+
+    def push(self, function: Callable[..., object], *arguments: object) -> None:
+        """Remember how to take back the step that was just done."""
+        self._steps.append(partial(function, *arguments))
+
+    def run(self) -> None:
+        """Take everything back while the lock is ours; the error that led here is the one to report."""
+        with suppress(OSError, SquashmountError):
+            for step in reversed(self._steps):
+                self._held.check()
+                step()
+            self._held.check()
+            refresh(self._store, self._held)
 
 
 @contextmanager
-def _undoing(store: Store, held: lease.Lease) -> Iterator[ExitStack]:
-    """Yield a stack of what undoes the block's steps; it is used when the block raises.
-
-    Undoing only renames and deletes: it works on a full file system.
-    """
-    with ExitStack() as undo:
-        undo.callback(_refresh_if_possible, store, held)
+def _undoing(store: Store, held: lease.Lease) -> Iterator[_Undo]:
+    """Yield what undoes the block's steps; it is used when the block raises."""
+    undo = _Undo(store, held)
+    try:
         yield undo
-        undo.pop_all()
+    except BaseException:
+        undo.run()
+        raise
 
 
-def _refresh_if_possible(store: Store, held: lease.Lease) -> None:
-    with suppress(OSError, SquashmountError):  # the error that led here is the one to report
-        refresh(store, held)
-
-
-def _set_names(store: Store, image: ImageId, names: Iterable[str], undo: ExitStack) -> None:
+def _set_names(store: Store, image: ImageId, names: Iterable[str], undo: _Undo, held: lease.Lease) -> None:
     for name in names:
+        held.check()
         path = store.name_file(name)
         if os.path.exists(path):
             backup = os.path.join(store.layout.trash, secrets.token_hex(8))
             _copy(path, backup)
-            undo.callback(os.rename, backup, path)
+            undo.push(os.rename, backup, path)
         else:
-            undo.callback(_delete, path)
+            undo.push(_delete, path)
         atomic.replace_text(path, _json({"name": name, "image": image}), mode=store.modes()[1])
         store.step("after name")
 
@@ -98,6 +120,7 @@ def _copy(path: str, copy: str) -> None:
 def remove_name(store: Store, name: str, held: lease.Lease) -> None:
     """Take a name away; the image stays."""
     collect(store)
+    held.check()
     with suppress(FileNotFoundError):
         os.unlink(store.name_file(name))
     store.step("after name removal")
@@ -107,6 +130,7 @@ def remove_name(store: Store, name: str, held: lease.Lease) -> None:
 def remove_image(store: Store, image: ImageId, held: lease.Lease) -> None:
     """Withdraw an image and delete it."""
     collect(store)
+    held.check()
     marker = os.path.join(store.layout.trash, f"{image}{WITHDRAWN}")
     with open(marker, "wb"):
         pass
@@ -135,6 +159,7 @@ def refresh(store: Store, held: lease.Lease) -> State:
     if _replace(store, paths.images_json, derive.images_json(state)) or changed:
         touch_lock(paths.images_lock, store.modes()[1])
     store.step("after images.json")
+    held.check()
     _drop_extras(store, state)
     store.step("after extras")
     return state

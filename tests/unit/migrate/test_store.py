@@ -15,7 +15,7 @@ from squashmount.migrate.store import Store, open_store
 from squashmount.migrate.trouble import explained
 
 from squashmount import layout
-from squashmount.errors import SpaceError, StoreError
+from squashmount.errors import BusyError, SpaceError, StoreError
 
 A, B = image_id("a"), image_id("b")
 
@@ -278,6 +278,26 @@ def test_a_full_file_system_is_named_and_changes_nothing(
     put(store, "c", ["x/c:1"], squash)
     assert shown(store) == BEFORE | {image_id("c"): ["x/c:1"]}
     assert_valid(store)
+
+
+def test_a_writer_that_lost_the_lock_undoes_nothing(root: str, squash: bytes) -> None:
+    """The new holder has finished the publication: taking its capsule away would leave an image that cannot run."""
+    store = open_store(root, create=True)
+    put(store, "a", ["x/moved:1", "x/a:1"], squash)
+    seen: list[str] = []
+
+    def taken_over(name: str) -> None:
+        seen.append(name)
+        if seen.count("after name") == 1 and name == "after name":
+            os.unlink(os.path.join(store.layout.lock, "store"))
+            put(open_store(root), "c", ["x/c:1"], squash)
+
+    store.step = taken_over
+    with pytest.raises(BusyError, match="took over"):
+        add(store, squash)
+    assert shown(store) == AFTER_ADD | {image_id("c"): ["x/c:1"]}
+    assert_valid(store)
+    assert seen[-1] == "after name", "nothing was written after the lock was lost"
 
 
 def test_an_unfinished_init_can_be_finished(root: str) -> None:
