@@ -50,10 +50,22 @@ class Holder:
         return f"{self.user} on {self.host} (process {self.pid}: {self.doing})"
 
     def is_dead(self) -> bool:
-        """Tell whether the holder is certainly gone; False when it cannot be seen from here."""
-        if (self.host, self.boot, self.pid_space) != (socket.gethostname(), _boot_id(), _pid_space()):
+        """Tell whether the holder is certainly gone; False when it cannot be seen from here.
+
+        With hidepid (proc(5)) /proc/PID of another user is not there although the process is: kill(2) tells ESRCH from
+        EPERM in any case, and the start time counts only where it can be read.
+        """
+        here = (socket.gethostname(), _boot_id(), _pid_space())
+        if self.pid <= 0 or not all(here) or (self.host, self.boot, self.pid_space) != here:
             return False
-        return _start_time(self.pid) != self.started
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:
+            pass
+        started = _start_time(self.pid)
+        return 0 not in {started, self.started} and started != self.started
 
 
 def me(doing: str) -> Holder:
@@ -285,7 +297,7 @@ def _pid_space() -> int:
 
 
 def _start_time(pid: int) -> int:
-    """Return the start time of a process in clock ticks since boot (proc(5), field 22), 0 when there is none."""
+    """Return the start time of a process in clock ticks since boot (proc(5), field 22), 0 when it cannot be seen."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             return int(file.read().rpartition(b")")[2].split()[19])

@@ -89,6 +89,23 @@ def test_a_killed_holder_on_this_host_is_seen_at_once(directory: str) -> None:
         assert time.monotonic() - began < 2
 
 
+def test_a_holder_that_hidepid_hides_is_alive(directory: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """proc(5): with hidepid=2 /proc/PID of another user does not exist; kill(2) says EPERM, not ESRCH."""
+
+    def refused(pid: int, number: int) -> None:
+        assert (pid, number) == (holder.pid, 0)
+        raise PermissionError(1, "Operation not permitted")
+
+    holder = lease.me("publish")
+    monkeypatch.setattr(os, "kill", refused)
+    monkeypatch.setattr(lease, "_start_time", lambda _pid: 0)
+    assert not holder.is_dead()
+    Path(directory, "image").write_text(json.dumps(asdict(holder)))
+    assert sorted(lease.holders(directory)) == ["image"], "its staging directory would be swept"
+    monkeypatch.setattr(lease, "_start_time", lambda _pid: holder.started + 1)
+    assert holder.is_dead(), "the number was given to another process"
+
+
 def test_a_living_holder_is_waited_for_and_named(directory: str) -> None:
     with start(HOLDER, directory) as holder:
         assert holder.stdout
