@@ -86,10 +86,11 @@ def parse(text: str | bytes, *, where: str) -> Capsule:
 
 
 def read(path: str) -> Capsule:
-    """Read a capsule.json; StoreError when it cannot be read."""
+    """Read a capsule.json. StoreError when it is missing or damaged, OSError when it cannot be read now."""
     try:
         with open(path, "rb") as file:
-            return parse(file.read(), where=path)
-    except OSError as err:
+            text = file.read()
+    except (FileNotFoundError, NotADirectoryError) as err:
         image = os.path.basename(os.path.dirname(path))
-        raise StoreError(f"Cannot read the capsule of {image[:12]}.", details=str(err)) from err
+        raise StoreError(f"There is no capsule of {image[:12]}.", details=str(err)) from err
+    return parse(text, where=path)

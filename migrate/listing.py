@@ -16,7 +16,7 @@ def rows(store: Store) -> list[jsonio.JsonObject]:
     """Return one row per name, or one per image without a name. Sizes in bytes; `health` is `ok` or what is wrong."""
     names = store.names()
     found: list[jsonio.JsonObject] = []
-    for one, trouble in store.all_capsules():
+    for one, trouble, _ in store.all_capsules():
         if one is None:
             found.append({"id": "", "repository": _NONE, "tag": _NONE, "health": trouble})
             continue

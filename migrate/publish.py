@@ -100,11 +100,11 @@ def _set_names(store: Store, image: ImageId, names: Iterable[str], undo: _Undo, 
     for name in names:
         held.check()
         path = store.name_file(name)
-        if os.path.exists(path):
-            backup = os.path.join(store.layout.trash, secrets.token_hex(8))
+        backup = os.path.join(store.layout.trash, secrets.token_hex(8))
+        try:
             _copy(path, backup)
             undo.push(os.rename, backup, path)
-        else:
+        except FileNotFoundError:
             undo.push(_delete, path)
         atomic.replace_text(path, _json({"name": name, "image": image}), mode=store.modes()[1])
         store.step("after name")
@@ -113,6 +113,8 @@ def _set_names(store: Store, image: ImageId, names: Iterable[str], undo: _Undo, 
 def _copy(path: str, copy: str) -> None:
     try:
         os.link(path, copy)
+    except FileNotFoundError:
+        raise
     except OSError:
         shutil.copyfile(path, copy)
 
@@ -193,12 +195,16 @@ def collect(store: Store) -> None:
 def _finish_publication(store: Store, image: ImageId) -> None:
     """Give an image the names its publisher died before writing."""
     path = os.path.join(store.layout.capsule(image), _PENDING)
-    if not os.path.exists(path):
+    try:
+        with open(path, "rb") as file:
+            names = jsonio.get_strs(jsonio.load_object(file.read(), where=path), "names")
+    except (FileNotFoundError, NotADirectoryError):
         return
-    with suppress(StoreError), open(path, "rb") as file:
-        for name in jsonio.get_strs(jsonio.load_object(file.read(), where=path), "names"):
-            text = _json({"name": name, "image": image})
-            atomic.replace_text(store.name_file(name), text, mode=store.modes()[1])
+    except StoreError:
+        names = ()
+    for name in names:
+        text = _json({"name": name, "image": image})
+        atomic.replace_text(store.name_file(name), text, mode=store.modes()[1])
     os.unlink(path)
 
 

@@ -8,6 +8,7 @@ import os
 import stat
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
+from typing import NamedTuple
 from urllib.parse import quote
 
 from squashmount import atomic, jsonio, layout
@@ -27,6 +28,14 @@ Step = Callable[[str], None]
 
 def no_step(_name: str) -> None:
     """Do nothing; tests put a crash here."""
+
+
+class Found(NamedTuple):
+    """What lies in one capsule directory; `trouble` says what is wrong with it, `error` that it cannot be read now."""
+
+    capsule: Capsule | None
+    trouble: str = ""
+    error: OSError | None = None
 
 
 class Store:
@@ -49,51 +58,76 @@ class Store:
         """Hold the lock of the whole store (default) or of one image."""
         return lease.hold(self.layout.lock, name, doing=doing, timeout=timeout, on_wait=on_wait)
 
-    def state(self) -> State:
-        """Return the images and names that count: undamaged, not withdrawn."""
-        capsules = {one.image: one for one, trouble in self.all_capsules() if one is not None and not trouble}
+    def state(self, *, readable_only: bool = False) -> State:
+        """Return the images and names that count: undamaged, not withdrawn.
+
+        What cannot be read now is not damaged: a writer that took it for damaged would take the image away from
+        everybody because of one I/O error. So that raises StoreError, unless `readable_only`, which is for readers.
+        """
+        found = self.all_capsules()
+        for each in found:
+            if each.error and not readable_only:
+                raise StoreError(
+                    f"An image in {self.root} cannot be read.",
+                    details=each.trouble,
+                    hint="nothing was changed; try again when the file system answers, or ask the owner of the file",
+                ) from each.error
+        capsules = {each.capsule.image: each.capsule for each in found if each.capsule and not each.trouble}
         names = {name: image for name, image in self.names().items() if image in capsules}
         return State(capsules, names)
 
-    def all_capsules(self) -> list[tuple[Capsule | None, str]]:
-        """Return every capsule that is not withdrawn, with what is wrong with it ("" when nothing)."""
+    def all_capsules(self) -> list[Found]:
+        """Return every capsule that is not withdrawn, with what is wrong with it."""
         withdrawn = set(self.withdrawn())
-        found: list[tuple[Capsule | None, str]] = []
-        for image in sorted(_listed(self.layout.capsules)):
-            if image.startswith(atomic.TEMP_PREFIX) or image in withdrawn:
-                continue
-            try:
-                one = capsule.read(self.layout.capsule_json(ImageId(image)))
-            except StoreError as err:
-                found.append((None, str(err)))
-                continue
-            found.append((one, self.trouble_with(one)))
-        return found
+        images = sorted(_listed(self.layout.capsules))
+        return [
+            self._found(ImageId(image))
+            for image in images
+            if not image.startswith(atomic.TEMP_PREFIX) and image not in withdrawn
+        ]
 
-    def trouble_with(self, one: Capsule) -> str:
+    def _found(self, image: ImageId) -> Found:
+        one = None
+        try:
+            one = capsule.read(self.layout.capsule_json(image))
+            return Found(one, self._trouble_with(one))
+        except StoreError as err:
+            return Found(None, str(err))
+        except OSError as err:
+            return Found(one, str(err), err)
+
+    def _trouble_with(self, one: Capsule) -> str:
         """Return what is wrong with the files of a capsule as far as sizes and the superblock tell."""
         squash = self.layout.squash(one.image)
         try:
-            if os.path.getsize(squash) != one.size:
-                return f"squash file has {os.path.getsize(squash)} bytes instead of {one.size}"
+            size = os.stat(squash).st_size
+            if size != one.size:
+                return f"squash file has {size} bytes instead of {one.size}"
             readback.header(squash)
         except FileNotFoundError:
             return "squash file is missing"
-        except (OSError, DamagedError) as err:
+        except DamagedError as err:
             return str(err)
         sizes = jsonio.get_object(one.record, "big-data-sizes")
         for key in jsonio.get_strs(one.record, "big-data-names"):
             path = os.path.join(self.layout.capsule_data(one.image), layout.big_data_name(key))
-            if not os.path.isfile(path) or os.path.getsize(path) != sizes.get(key, -1):
-                return f"big data {key} is missing or has another size"
+            try:
+                info = os.stat(path)
+            except FileNotFoundError:
+                return f"big data {key} is missing"
+            if not stat.S_ISREG(info.st_mode) or info.st_size != sizes.get(key, -1):
+                return f"big data {key} has another size"
         return ""
 
     def names(self) -> dict[str, ImageId]:
-        """Return all names; a torn name file is no name."""
+        """Return all names; a torn name file is no name, one that cannot be read now raises OSError."""
         found = {}
         for entry in _listed(self.layout.names):
             if not entry.startswith(atomic.TEMP_PREFIX):
-                with suppress(StoreError, OSError), open(os.path.join(self.layout.names, entry), "rb") as file:
+                with (
+                    suppress(StoreError, FileNotFoundError),
+                    open(os.path.join(self.layout.names, entry), "rb") as file,
+                ):
                     value = jsonio.load_object(file.read(), where=entry)
                     found[jsonio.get_str(value, "name")] = ImageId(jsonio.get_str(value, "image"))
         return found

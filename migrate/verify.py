@@ -34,7 +34,7 @@ class Finding:
 
 def verify(store: Store, *, full: bool = False) -> tuple[Finding, ...]:
     """Check everything without a lock and without writing. `full` reads every squash file and big data item."""
-    state = store.state()
+    state = store.state(readable_only=True)
     found = _capsules(store, full=full)
     found += _derived(store, state)
     for one in state.capsules.values():
@@ -47,8 +47,9 @@ def repair(store: Store, *, timeout: float = 600.0) -> State:
     with store.lock(doing="repair", timeout=timeout) as held:
         open_store(store.root, create=True)
         publish.collect(store)
+        present = set(os.listdir(store.layout.capsules))
         for name, image in store.names().items():
-            if not os.path.isdir(store.layout.capsule(image)):
+            if image not in present:
                 os.unlink(store.name_file(name))
         for image in store.state().capsules:
             _drop_wrong_copies(store.layout.image(image), store.layout.capsule_data(image))
@@ -57,17 +58,19 @@ def repair(store: Store, *, timeout: float = 600.0) -> State:
 
 def _capsules(store: Store, *, full: bool) -> list[Finding]:
     found = []
-    for one, trouble in store.all_capsules():
-        if one is None:
+    everything = store.all_capsules()
+    for one, trouble, error in everything:
+        if error:
+            found.append(Finding("capsule", trouble, "make it readable; until then nothing is changed in the store"))
+        elif one is None:
             found.append(Finding("capsule", trouble.splitlines()[0], "mig the image again"))
-            continue
-        where = f"image {one.image[:12]}"
-        if trouble:
-            found.append(Finding(where, trouble, "mig the image again"))
+        elif trouble:
+            found.append(Finding(f"image {one.image[:12]}", trouble, "mig the image again"))
         elif full and _sha256(store.layout.squash(one.image)) != one.sha256:
-            found.append(Finding(where, "the contents of the squash file have changed", "rmi and mig the image again"))
+            what = "the contents of the squash file have changed"
+            found.append(Finding(f"image {one.image[:12]}", what, "rmi and mig the image again"))
     names = store.names()
-    capsules = {one.image for one, _ in store.all_capsules() if one}
+    capsules = {each.capsule.image for each in everything if each.capsule}
     found += [
         Finding(f"name {name}", f"belongs to image {image[:12]}, which is not there", _REPAIR, serious=False)
         for name, image in names.items()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from migrate_helpers import assert_valid, image_id, put, shown, squash_file
-from squashmount.migrate import lease, listing, progress
+from squashmount.migrate import lease, listing, progress, readback
 from squashmount.migrate.cli import main
 from squashmount.migrate.store import Store, open_store
 
@@ -53,6 +53,28 @@ def test_images_shows_damage(store: Store, capsys: pytest.CaptureFixture[str]) -
     out = capsys.readouterr().out
     assert "squash file has 100 bytes" in out
     assert "is not valid JSON" in out
+
+
+def test_an_unreadable_image_is_named_by_readers_and_stops_writers(
+    store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    header = readback.header
+
+    def refused(path: str) -> object:
+        if path == store.layout.squash(A):
+            raise PermissionError(13, "Permission denied", path)
+        return header(path)
+
+    monkeypatch.setattr(readback, "header", refused)
+    assert main(["images", store.root]) == 0
+    assert "Permission denied" in capsys.readouterr().out
+    assert main(["verify", store.root]) == 11
+    assert "Permission denied" in capsys.readouterr().out
+    for command in (["rmi", B[:12]], ["prune"], ["repair"]):
+        assert main([*command, store.root]) == 5
+        err = capsys.readouterr().err
+        assert ("cannot be read" in err, "nothing was changed" in err) == (True, True)
+    assert shown(store) == {A: ["x/a:1", "x/a:2"], B: []}
 
 
 def test_dir_comes_from_the_environment(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -209,6 +209,41 @@ def test_a_damaged_capsule_is_not_shown_and_can_be_made_again(root: str, squash:
     assert_valid(store)
 
 
+@pytest.mark.parametrize("name", ["image.squashfs", "capsule.json", "data", "name"])
+def test_what_cannot_be_read_now_is_not_taken_away(
+    name: str, root: str, squash: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One EIO, or a file somebody made unreadable, would unpublish the image for everybody."""
+    store = open_store(root, create=True)
+    put(store, "a", ["x/a:1"], squash)
+    before = {path: path.lstat().st_mtime_ns for path in Path(root).rglob("*") if path.is_file()}
+    bad = store.name_file("x/a:1") if name == "name" else os.path.join(store.layout.capsule(A), name)
+
+    def broken(call: Callable[..., object]) -> Callable[..., object]:
+        def wrapper(path: object, *arguments: object, **more: object) -> object:
+            if isinstance(path, str) and path.startswith(bad):
+                raise OSError(errno.EIO, "Input/output error", path)
+            return call(path, *arguments, **more)
+
+        return wrapper
+
+    monkeypatch.setattr("builtins.open", broken(open))
+    monkeypatch.setattr(os, "stat", broken(os.stat))
+    monkeypatch.setattr(os, "open", broken(os.open))
+    with pytest.raises(StoreError) as caught, explained(store.root):
+        put(store, "b", ["x/b:1"], squash)
+    assert "Input/output error" in caught.value.details
+    with explained(store.root), pytest.raises((StoreError, OSError)), store.lock(doing="test") as held:
+        publish.refresh(store, held)
+    monkeypatch.undo()
+    assert shown(store) == {A: ["x/a:1"]}
+    assert_valid(store)
+    after = {path: path.lstat().st_mtime_ns for path in Path(root).rglob("*") if path.is_file()}
+    assert {path: after.get(path) for path in before} == before
+    put(store, "b", ["x/b:1"], squash)
+    assert shown(store) == {A: ["x/a:1"], B: ["x/b:1"]}
+
+
 def test_leftovers_of_the_dead_go_and_those_of_the_living_stay(root: str, squash: bytes) -> None:
     store = open_store(root, create=True)
     with store.lock(doing="test", name="image-living") as living:
