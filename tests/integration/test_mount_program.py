@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from lab import Done, Node, run, wait_for
+from peers import top_layer
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.needs_fuse, pytest.mark.needs_podman]
 
@@ -12,13 +13,10 @@ ODD = "a b:c,d\\e"
 
 @pytest.fixture
 def top(store: Path, busybox: str) -> Path:
-    """The layer directory in the store that has busybox' squash."""
-    assert busybox
-    return next(path for path in sorted(store.glob("overlay/*/link")) if (squash_link(path)).exists()).parent
-
-
-def squash_link(link: Path) -> Path:
-    return link.parents[1] / "l" / f"{link.read_text()}.squash"
+    """The layer directory in the store that has busybox' squash: the store may hold other images, too."""
+    directory = store / "overlay" / top_layer(store, busybox)
+    assert (store / "overlay/l" / f"{(directory / 'link').read_text()}.squash").exists()
+    return directory
 
 
 def escaped(path: Path | str) -> str:
@@ -120,7 +118,8 @@ def test_no_squash_means_fuse_overlayfs_as_it_is(compute: Node) -> None:
         compute.run("touch", str(compute.base / name / name)).ok()
     _base, options = upper(compute)
     done = in_mount(compute, f"lowerdir={compute.base}/one:{compute.base}/two,{options}", "ls; stat -f -c %T .")
-    assert done.ok().split() == ["one", "two", "fuseblk"]
+    # stat of coreutils 9.1 calls every FUSE fuseblk, that of 9.7 fuse
+    assert done.ok().removesuffix("blk").split() == ["one", "two", "fuse"]
     assert not compute.state().exists()
 
 
