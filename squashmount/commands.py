@@ -1,18 +1,19 @@
 """The commands people type: `squashmount mount | umount | ps | reap`."""
 
 import argparse
-import fcntl
 import json
 import os
 import sys
 import time
 from contextlib import suppress
+from importlib.metadata import version
 from typing import Any
 
 from . import linux
 from .config import load_config
-from .errors import EXIT_INTERRUPTED, HostError, SquashmountError, UsageError
-from .keeper import ServerDir, clear_dead, is_mounted
+from .errors import EXIT_INTERRUPTED, SquashmountError, UsageError
+from .keeper import ServerDir, is_mounted, sweep
+from .mountinfo import read_mounts
 from .runtime import state_dir
 
 
@@ -31,6 +32,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Mount squash files. As `squashmount -o OPTIONS TARGET` this is the mount program Podman calls.",
         epilog="Exit codes: 0 done, 2 wrong use, 8 a program failed, 9 this machine cannot, 10 damaged squash file.",
     )
+    parser.add_argument("--version", action="version", version=f"squashmount {version('squashmount')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     mount = commands.add_parser("mount", help="mount a squash file on a directory; returns when it is mounted")
     mount.add_argument("file", metavar="FILE")
@@ -76,18 +78,19 @@ def _umount(options: argparse.Namespace) -> int:
     return 0
 
 
+def _state() -> str:
+    return os.path.realpath(state_dir(load_config(), dict(os.environ)))
+
+
 def _servers() -> list[ServerDir]:
-    try:
-        state = os.path.realpath(state_dir(load_config(), dict(os.environ)))
-    except HostError as err:
-        err.hint = err.hint or "inside Podman's namespace: podman unshare squashmount ps"
-        raise
-    names = sorted(os.listdir(state))
-    return [ServerDir(os.path.join(state, name)) for name in names if os.path.exists(os.path.join(state, name, "lock"))]
+    places = [ServerDir(os.path.join(_state(), name)) for name in sorted(os.listdir(_state()))]
+    return [place for place in places if os.path.exists(place.lock)]
 
 
 def _ps(options: argparse.Namespace) -> int:
-    rows = [row for place in _servers() if (row := _row(place))]
+    servers = _servers()
+    rows = [row for place in servers if (row := _row(place))]
+    rows += _standalone({place.mountpoint for place in servers})
     if options.json:
         sys.stdout.write(json.dumps(rows, indent=2) + "\n")
         return 0
@@ -145,6 +148,21 @@ def _row(place: ServerDir) -> dict[str, Any] | None:
     }
 
 
+def _standalone(known: set[str]) -> list[dict[str, Any]]:
+    """Return what `squashmount mount` mounted in this namespace: the kernel's list is all there is about it."""
+    mounts = [mount for mount in read_mounts() if mount.fstype == "fuse.squashmount" and mount.target not in known]
+    empty = {
+        "server": "-",
+        "state": "mounted",
+        "engine": "-",
+        "worker": 0,
+        "up_seconds": 0.0,
+        "pss_kib": 0,
+        "stats": {},
+    }
+    return [{**empty, "squash": mount.source, "mountpoint": mount.target, "users": [mount.target]} for mount in mounts]
+
+
 def _pss_kib(pid: int) -> int:
     """Return the proportional set size in KiB (proc(5), smaps_rollup); 0 when it cannot be read."""
     with suppress(OSError), open(f"/proc/{pid}/smaps_rollup", encoding="ascii") as file:
@@ -155,16 +173,6 @@ def _pss_kib(pid: int) -> int:
 
 
 def _reap(_options: argparse.Namespace) -> int:
-    for place in _servers():
-        lock = os.open(place.lock, os.O_RDWR | os.O_CLOEXEC)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not place.is_alive():
-                clear_dead(place)
-                place.remove()
-                sys.stdout.write(f"removed {place.path}\n")
-        except BlockingIOError:
-            continue
-        finally:
-            os.close(lock)
+    for path in sweep(_state()):
+        sys.stdout.write(f"removed {path}\n")
     return 0

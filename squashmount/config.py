@@ -10,12 +10,13 @@ Keys (TOML, top level)::
     linger = 10.0             # seconds a server outlives its last container
     cache_mib = 64            # decoded blocks kept by one server, MiB
     log_level = "info"        # error | info | debug
-    runtime_dir = ""          # where servers keep their state; default: $XDG_RUNTIME_DIR/squashmount
+    runtime_dir = ""          # where servers keep their state, $UID is filled in; default: $XDG_RUNTIME_DIR/squashmount
     squash_dir = ""           # DIR of migrate2scratch
     compressor = "zstd"       # gzip | lz4 | xz | zstd
     compression_level = 3     # of zstd or gzip
     block_kib = 128           # squashfs block size, 4 … 1024 KiB, a power of two
     processors = 0            # mksquashfs threads, 0 = all
+    trash_hours = 24.0        # how long a removed image stays for containers that use it, hours; 0 = not at all
 """
 
 import os
@@ -47,6 +48,7 @@ class Config(NamedTuple):
     compression_level: int = 3
     block_kib: int = 128
     processors: int = 0
+    trash_hours: float = 24.0
 
 
 def load_config(environ: dict[str, str] | None = None) -> Config:

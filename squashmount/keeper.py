@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import json
 import os
+import select
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
@@ -20,7 +21,7 @@ from .config import Config
 from .errors import HostError, SquashmountError
 from .mountinfo import namespace_id, read_mounts
 from .plan import MountPlan, Shift
-from .runtime import Log, quiet
+from .runtime import Log
 
 
 class ServerDir:
@@ -48,7 +49,7 @@ class ServerDir:
 
         Renamed first: whoever waits for the lock, or writes counters, sees at once that this server is history.
         """
-        gone = f"{self.path}.gone"
+        gone = f"{self.path}.gone-{os.urandom(4).hex()}"
         with suppress(FileNotFoundError):
             os.rename(self.path, gone)
         for directory, _names, files in os.walk(gone, topdown=False):
@@ -60,11 +61,19 @@ class ServerDir:
 
     def add_lease(self, target: str) -> None:
         """Record that the overlay on `target` uses this server."""
-        path = os.path.join(self.leases, hashlib.sha256(os.fsencode(target)).hexdigest()[:32])
+        path = self._lease(target)
         temp = f"{path}.{os.getpid()}"
         with open(temp, "wb") as file:
             file.write(os.fsencode(target))
         os.rename(temp, path)
+
+    def drop_lease(self, target: str) -> None:
+        """Forget a target that was not mounted after all."""
+        with suppress(FileNotFoundError):
+            os.unlink(self._lease(target))
+
+    def _lease(self, target: str) -> str:
+        return os.path.join(self.leases, hashlib.sha256(os.fsencode(target)).hexdigest()[:32])
 
     def leased(self) -> dict[str, str]:
         """Return lease file → target; a lease being written is not there yet."""
@@ -108,10 +117,24 @@ class Served(NamedTuple):
 
 
 def server_key(served: Served) -> str:
-    """Name a server: another namespace, file (also a new file of the same name) or shift is another server."""
+    """Name a server: another namespace, cgroup, file (also a new file of the same name) or shift is another server.
+
+    The cgroup, because a job's end kills everything in it: a server that another job started would die with that one.
+    """
     info = os.stat(served.squash)
-    parts = (namespace_id(), info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, served.engine, served.shift)
+    file = (info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns)
+    parts = (namespace_id(), _cgroups(), file, served.engine, served.shift)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+def _cgroups() -> list[str]:
+    """Return this process's cgroups (cgroups(7), /proc/PID/cgroup) without those Podman makes for one call."""
+    with open("/proc/self/cgroup", encoding="utf-8", errors="surrogateescape") as file:
+        paths = {line.rstrip("\n").split(":", 2)[2] for line in file}
+    return sorted({"/".join(part for part in path.split("/") if not part.startswith(_OF_ONE_CALL)) for path in paths})
+
+
+_OF_ONE_CALL = ("podman-", "libpod")
 
 
 @contextmanager
@@ -122,16 +145,23 @@ def using_server(state: str, plan: MountPlan, config: Config, log: Log) -> Itera
     """
     served = Served(plan.squash, plan.engine, plan.shift)
     place = ServerDir(os.path.join(state, server_key(served)))
-    lock = _locked(place, fcntl.LOCK_SH)
-    try:
-        if not _serving(place):
+    while True:
+        lock = _locked(place, fcntl.LOCK_SH)
+        try:
+            if _serving(place):
+                yield place
+                return
+        finally:
             os.close(lock)
-            lock = _locked(place, fcntl.LOCK_EX)
-            if not _serving(place):
+        lock = _locked(place, fcntl.LOCK_EX)
+        try:
+            if place.is_alive() and not is_mounted(place.mountpoint):
+                # unmounted by hand under a running container: that one keeps its server, the next get a new one
+                place.remove()
+            elif not _serving(place):
                 _start(place, served, config, log)
-        yield place
-    finally:
-        os.close(lock)
+        finally:
+            os.close(lock)
 
 
 def _locked(place: ServerDir, how: int) -> int:
@@ -139,14 +169,19 @@ def _locked(place: ServerDir, how: int) -> int:
         place.make()
         fd = os.open(place.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(fd, how)
-        try:
-            if os.stat(place.lock).st_ino == os.fstat(fd).st_ino:
-                place.make()
-                return fd
-        except FileNotFoundError:
-            pass
+        if is_current(place, fd):
+            place.make()
+            return fd
         # a server that ended removed this file while we waited for it
         os.close(fd)
+
+
+def is_current(place: ServerDir, lock: int) -> bool:
+    """Tell whether an open lock file still is the one in its place."""
+    try:
+        return os.stat(place.lock).st_ino == os.fstat(lock).st_ino
+    except FileNotFoundError:
+        return False
 
 
 def _serving(place: ServerDir) -> bool:
@@ -159,7 +194,7 @@ def is_mounted(path: str) -> bool:
 
 
 def _start(place: ServerDir, served: Served, config: Config, log: Log) -> None:
-    """Start the server and wait until it is mounted. Raises what went wrong in it."""
+    """Start the server and wait until it answers. Raises what went wrong in it. The caller holds the lock alone."""
     clear_dead(place)
 
     def serve(ready: int) -> None:
@@ -167,7 +202,38 @@ def _start(place: ServerDir, served: Served, config: Config, log: Log) -> None:
 
         supervise(place, served, config, log, ready)
 
-    daemonise(serve, log.fail)
+    daemonise(serve, log)
+    try:
+        os.stat(place.mountpoint)
+    except OSError as err:
+        raise HostError(
+            f"The engine {served.engine} ended as soon as it was started.", details=str(err), hint=f"see {log.path}"
+        ) from err
+
+
+def sweep(state: str) -> list[str]:
+    """Remove what killed servers left, also of namespaces that are gone; returns what was removed.
+
+    Removing a directory takes the mount on it away in every namespace (rename(2) and rmdir(2) since Linux 3.18).
+    """
+    removed = []
+    for name in _list(state):
+        place = ServerDir(os.path.join(state, name))
+        try:
+            lock = os.open(place.lock, os.O_RDWR | os.O_CLOEXEC)
+        except OSError:
+            continue  # not a server's directory
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if is_current(place, lock) and not place.is_alive():
+                clear_dead(place)
+                place.remove()
+                removed.append(place.path)
+        except OSError:
+            continue  # being started just now, or unmountable from here
+        finally:
+            os.close(lock)
+    return removed
 
 
 def clear_dead(place: ServerDir) -> None:
@@ -178,24 +244,30 @@ def clear_dead(place: ServerDir) -> None:
         os.unlink(lease)
 
 
-def daemonise(serve: Callable[[int], None], fail: Callable[[str], None] = quiet) -> None:
+START_SECONDS = 60.0
+"""How long a server may take until it is mounted: reading a superblock from a busy parallel file system."""
+
+
+def daemonise(serve: Callable[[int], None], log: Log | None = None) -> None:
     """Run `serve` in a process of its own and return when it has written `ok` to the descriptor it is given.
 
-    An error of `serve` before that is raised here; a bug's traceback goes to `fail`.
+    An error of `serve` before that is raised here; a bug's traceback goes to the log, too.
     """
     reader, writer = os.pipe2(os.O_CLOEXEC)
     child = os.fork()
     if child == 0:
-        _become_daemon(serve, fail, writer)
+        _become_daemon(serve, log, writer)
     os.close(writer)
     with open(reader, "rb") as pipe:
+        os.waitpid(child, 0)
+        if not select.select([pipe], [], [], START_SECONDS)[0]:
+            raise HostError(f"The server was not ready in {START_SECONDS:g} s.", hint="is the shared file system slow?")
         answer = pipe.read()
-    os.waitpid(child, 0)
     if answer != b"ok":
         raise _reported(answer)
 
 
-def _become_daemon(serve: Callable[[int], None], fail: Callable[[str], None], writer: int) -> None:
+def _become_daemon(serve: Callable[[int], None], log: Log | None, writer: int) -> None:
     code = 1
     try:
         # Podman waits until everybody has closed the ends of its pipes: fork twice, own session, no terminal.
@@ -206,15 +278,32 @@ def _become_daemon(serve: Callable[[int], None], fail: Callable[[str], None], wr
         serve(writer)
         code = 0
     except SquashmountError as err:
-        report = {"brief": err.brief, "details": err.details, "hint": err.hint, "code": err.exit_code}
-        with suppress(OSError):
-            os.write(writer, json.dumps(report).encode())
-    except BaseException:  # noqa: BLE001 - a server has no terminal: a bug must reach the log
+        _report(writer, err)
+    except BaseException as err:  # noqa: BLE001 - a server has no terminal: a bug must reach the log
         import traceback  # noqa: PLC0415
 
-        fail(traceback.format_exc())
+        if log is not None:
+            log.fail(traceback.format_exc())
+        where = f"see {log.path}" if log is not None else ""
+        _report(
+            writer, HostError("The squash file's server failed.", details=f"{type(err).__name__}: {err}", hint=where)
+        )
     finally:
         os._exit(code)
+
+
+def say_ready(ready: int) -> None:
+    """Tell the starter that the mount is there. The descriptor stays, as /dev/null: nothing else gets its number."""
+    os.write(ready, b"ok")
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    os.dup2(null, ready, inheritable=False)
+    os.close(null)
+
+
+def _report(writer: int, err: SquashmountError) -> None:
+    report = {"brief": err.brief, "details": err.details, "hint": err.hint, "code": err.exit_code}
+    with suppress(OSError):  # after `ok` nobody listens any more
+        os.write(writer, json.dumps(report).encode())
 
 
 def _close_all_but(keep: int) -> int:

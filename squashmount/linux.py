@@ -69,9 +69,14 @@ def setns(fd: int, flags: int = 0) -> None:
     _check(_libc.setns(fd, flags), None)
 
 
-def die_with_parent() -> None:
-    """Ask the kernel for SIGKILL when the parent *thread* ends (prctl(2), PR_SET_PDEATHSIG)."""
+def die_with_parent(parent: int) -> None:
+    """Ask the kernel for SIGKILL when the parent *thread* ends (prctl(2), PR_SET_PDEATHSIG).
+
+    `parent` is the pid it had before the fork: one that ended in between sends nothing, so we end here.
+    """
     _check(_libc.prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0), None)
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 def _raw(value: Name | None) -> bytes | None:

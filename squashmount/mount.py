@@ -67,6 +67,7 @@ def _execute(call: _Call, plan: MountPlan) -> None:
             mount_kernel(request, plan, place.mountpoint, place.empty, userns=call.host.userns)
             return
         except OSError as err:
+            place.drop_lease(request.target)
             other = _fallback(call, plan, err)
     # The other overlay may want another server: fuse-overlayfs shifts the ids itself
     _execute(call, other)

@@ -10,7 +10,7 @@ from .ids import IdMap
 from .lowers import Lower
 from .request import MountRequest
 
-HANDOVER, KERNEL, FUSE = "handover", "kernel", "fuse"
+KERNEL, FUSE = "kernel", "fuse"
 
 
 class Shift(NamedTuple):
@@ -25,29 +25,31 @@ class Shift(NamedTuple):
 class MountPlan(NamedTuple):
     """What will be mounted and why.
 
-    `overlay` is "handover" (no squash: fuse-overlayfs with Podman's own arguments), "kernel" or "fuse". `above` are
-    the unpacked layers over the squash, topmost first.
+    `overlay` is "kernel" or "fuse", `above` are the unpacked layers over the squash, topmost first, `ignored` the
+    options the chosen overlay has no use for.
     """
 
     overlay: str
     reason: str
-    squash: str = ""
+    squash: str
     above: tuple[str, ...] = ()
     engine: str = "wire"
     shift: Shift = Shift()
     forced: bool = False
+    ignored: tuple[str, ...] = ()
 
     def with_fuse(self, reason: str, host: Host) -> "MountPlan":
         """Return the plan with fuse-overlayfs instead of kernel overlay."""
-        return self._replace(overlay=FUSE, reason=reason, shift=_shift_under_fuse_overlayfs(host))
+        return self._replace(overlay=FUSE, reason=reason, ignored=(), shift=_shift_under_fuse_overlayfs(host))
 
     def describe(self) -> str:
         """Say in one line what is mounted and why."""
-        if self.overlay == HANDOVER:
-            return f"fuse-overlayfs with Podman's arguments: {self.reason}"
+        ignored = f", without use for {', '.join(self.ignored)}" if self.ignored else ""
         over = f" under {len(self.above)} unpacked layers" if self.above else ""
         shifted = ", ids shifted" if self.shift != Shift() else ""
-        return f"{self.overlay} overlay ({self.reason}) over {self.squash}{over}, engine {self.engine}{shifted}"
+        return (
+            f"{self.overlay} overlay ({self.reason}) over {self.squash}{over}, engine {self.engine}{shifted}{ignored}"
+        )
 
 
 def plan_mount(
@@ -59,18 +61,14 @@ def plan_mount(
     whiteouts: Callable[[str], bool],
     earlier: str = "",
 ) -> MountPlan:
-    """Decide what to mount.
+    """Decide what to mount; at least one of the lowers has a squash.
 
     `whiteouts` tells whether an unpacked layer holds `.wh.` files; `earlier` is the kind of overlay that wrote this
     container's upper directory before ("" for a new container).
 
     Raises HostError or UsageError when what was asked for (or forced by the configuration) cannot be done.
     """
-    top = next((index for index, lower in enumerate(lowers) if lower.squash), None)
-    if top is None:
-        return MountPlan(HANDOVER, "no layer of the list has a squash file")
-    squash = lowers[top].squash
-    assert squash is not None
+    top, squash = next((index, lower.squash) for index, lower in enumerate(lowers) if lower.squash)
     # A squash is the flattened image: what lies below it in the list is inside it already.
     above = tuple(lower.path for lower in lowers[:top])
     overlay, reason = _overlay(config, _kernel_obstacle(request, above, host, whiteouts), earlier)
@@ -82,6 +80,7 @@ def plan_mount(
         engine=_engine(request, host, config, overlay),
         shift=_shift(request, host, overlay),
         forced=config.overlay != "auto" or bool(earlier),
+        ignored=request.hints if overlay == KERNEL else (),
     )
 
 

@@ -19,6 +19,7 @@ import time
 
 from .config import Config
 from .errors import HostError
+from .ids import read_id_map, to_outside
 
 LOG_BYTES = 1 << 20
 _LEVELS = {"error": 0, "info": 1, "debug": 2}
@@ -30,7 +31,7 @@ def state_dir(config: Config, environ: dict[str, str]) -> str:
     The configured one, else below XDG_RUNTIME_DIR (Podman passes it on), else below /run for root. Raises HostError
     when there is none or when it belongs to somebody else.
     """
-    path = config.runtime_dir or _default(environ)
+    path = config.runtime_dir.replace("$UID", str(_outside_uid())) or _default(environ)
     try:
         os.makedirs(path, mode=0o700, exist_ok=True)
         info = os.stat(path)
@@ -43,7 +44,7 @@ def state_dir(config: Config, environ: dict[str, str]) -> str:
     if info.st_uid != os.geteuid() or info.st_mode & 0o022:
         raise HostError(
             f"{path} belongs to somebody else or can be written by others.",
-            hint=f"remove it, or set runtime_dir in the configuration; expected owner {os.geteuid()}, mode 0700",
+            hint=f"remove it, or set runtime_dir in the configuration; expected owner {_outside_uid()}, mode 0700",
         )
     return path
 
@@ -59,6 +60,12 @@ def _default(environ: dict[str, str]) -> str:
     return "/run/squashmount"
 
 
+def _outside_uid() -> int:
+    # inside Podman's namespace everybody is 0; the map says who that is outside (user_namespaces(7))
+    outside = to_outside(read_id_map("/proc/self/uid_map"), os.geteuid())
+    return os.geteuid() if outside is None else outside
+
+
 def _is_ours(path: str) -> bool:
     try:
         return os.stat(path).st_uid == os.geteuid()
@@ -66,16 +73,12 @@ def _is_ours(path: str) -> bool:
         return False
 
 
-def quiet(_line: str) -> None:
-    """Swallow a log line."""
-
-
 class Log:
-    """Appends lines to the log; when it passes LOG_BYTES the older half is kept as log.1."""
+    """Appends lines to the log at `path`; when it passes LOG_BYTES it is kept as log.1."""
 
     def __init__(self, state: str, level: str) -> None:
         """Remember where; the file is opened per line, so that a rename by another process is seen."""
-        self._path = os.path.join(state, "log")
+        self.path = os.path.join(state, "log")
         self._level = _LEVELS[level]
 
     def __call__(self, line: str, *, level: str = "info") -> None:
@@ -85,11 +88,11 @@ class Log:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S")
         text = f"{stamp} {level} {os.getpid()} {line}".replace("\n", "\n    ") + "\n"
         try:
-            fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             try:
                 os.write(fd, text.encode(errors="backslashreplace"))
                 if os.fstat(fd).st_size > LOG_BYTES:
-                    os.rename(self._path, f"{self._path}.1")
+                    os.rename(self.path, f"{self.path}.1")
             finally:
                 os.close(fd)
         except OSError:

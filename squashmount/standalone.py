@@ -4,13 +4,14 @@ import os
 from collections.abc import Callable
 
 from .config import Config
-from .errors import HostError, SpaceError, SquashmountError, UsageError
-from .keeper import daemonise, is_mounted
-from .runtime import Log, quiet, state_dir
+from .errors import HostError, SquashmountError, UsageError
+from .images import open_image
+from .keeper import daemonise, is_mounted, say_ready
+from .process import quiet
+from .runtime import Log, state_dir
 from .server.fusemount import mount_fuse, mount_fusermount, unmount_fuse
 from .server.tree import IdShift, Tree
 from .server.wire import Stats, serve
-from .squashfs.image import SquashImage
 
 Line = Callable[[str], None]
 Engine = Callable[[int, Tree, Callable[[], None], Line], None]
@@ -24,25 +25,27 @@ def mount_file(file: str, directory: str, config: Config, engine: str = "wire") 
     HostError where FUSE cannot be used, ToolError when the engine is not installed.
     """
     target = os.path.realpath(directory)
-    if not os.path.isdir(target):
-        raise UsageError(f"{directory} is not a directory.", hint=f"mkdir -p {directory}")
+    # first: a dead mount is not even a directory to stat(2)
     if is_mounted(target):
         raise UsageError(f"Something is mounted on {directory} already.", hint=f"squashmount umount {directory}")
+    if not os.path.isdir(target):
+        raise UsageError(f"{directory} is not a directory.", hint=f"mkdir -p {directory}")
+    if not os.path.exists(file):
+        raise UsageError(f"{file} does not exist.")
     daemonise(lambda ready: _serve(file, target, config, engine, ready))
 
 
 def _serve(file: str, target: str, config: Config, engine: str, ready: int) -> None:
-    image = _open(file, config)
+    image = open_image(file, config)
     serve_with = _pyfuse3() if engine == "pyfuse3" else _wire
     mount = mount_fuse if os.geteuid() == 0 else mount_fusermount
-    fuse = mount(target, source="squashmount")
+    fuse = mount(target, source=os.path.realpath(file))
 
     log = _log(config)
 
     def usable() -> None:
-        os.write(ready, b"ok")
-        os.close(ready)
         os.chdir("/")
+        say_ready(ready)
 
     try:
         serve_with(fuse, Tree(image, IdShift()), usable, log)
@@ -68,12 +71,3 @@ def _pyfuse3() -> Engine:
     from .server import pyfuse3_engine  # noqa: PLC0415 - an optional package, compiled, and slow to import
 
     return lambda fuse, tree, usable, log: pyfuse3_engine.serve(fuse, tree, ready=usable, log=log)
-
-
-def _open(file: str, config: Config) -> SquashImage:
-    try:
-        return SquashImage.open(file, cache_bytes=config.cache_mib << 20)
-    except FileNotFoundError as err:
-        raise UsageError(f"{file} does not exist.") from err
-    except PermissionError as err:
-        raise SpaceError(f"{file} cannot be read.", details=str(err)) from err

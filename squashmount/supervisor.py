@@ -15,45 +15,65 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import NamedTuple
 
 from . import linux
 from .config import Config
-from .keeper import Served, ServerDir
+from .host import probe_host
+from .images import open_image
+from .keeper import Served, ServerDir, is_current, say_ready, sweep
 from .mountinfo import find_process, namespace_id, read_mounts
 from .runtime import Log
 from .server.fusemount import mount_fuse
 from .squashfs.image import SquashImage
 
+RESEND = (6, 9)
+"""First Linux that sends unanswered requests again (FUSE_NOTIFY_RESEND, Documentation/filesystems/fuse.rst)."""
+
+_RESTARTS = 5
+_IGNORED = (signal.SIGHUP, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU, signal.SIGPIPE)
+
 
 def supervise(place: ServerDir, served: Served, config: Config, log: Log, ready: int) -> None:
-    """Serve until the file system is gone. Writes `ok` to `ready` and closes it as soon as it is mounted."""
-    alive = os.open(place.alive, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    fcntl.flock(alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    image = SquashImage.open(served.squash, cache_bytes=config.cache_mib << 20)
+    """Serve until the file system is gone. Says on `ready` when it is mounted. Raises only before that."""
+    _hold_alive(place)
+    lock = os.open(place.lock, os.O_RDWR | os.O_CLOEXEC)
+    image = open_image(served.squash, config)
     # No default_permissions: on top is always an overlay, which checks, and nobody else gets through our 0700 directory
-    fuse = mount_fuse(place.mountpoint, source="squashmount", default_permissions=False)
+    fuse = mount_fuse(place.mountpoint, source=served.squash, default_permissions=False)
     namespace = namespace_id()
     # From here on a failure must not leave a mount that nobody serves
     try:
         leave_namespace()
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD, signal.SIGTERM})
-        worker = os.fork()
-        if worker == 0:
-            # the starter waits for the end of this pipe, that is, until all copies of it are closed
-            os.close(ready)
-            _become_worker(image, served, fuse, place, log)
-        _write_info(place, served, namespace, worker)
-        os.write(ready, b"ok")
-        os.close(ready)
-        # The worker alone holds the descriptor now: when it dies the connection aborts, and nobody hangs
-        os.close(fuse)
-        image.close()
-        log(f"serving {served.squash} for namespace {namespace} with {served.engine}, worker {worker}")
-        Watch(place, namespace, config.linger, log).run(worker)
+        _settle_signals()
+        workers = Workers(Serving(image, served, fuse, place, namespace, log), ready)
+        say_ready(ready)
+        log(f"serving {served.squash} for namespace {namespace} with {served.engine}, worker {workers.pid}")
+        sweep(os.path.dirname(place.path))
+        Watch(place, lock, namespace, config.linger, log).run(workers)
     except BaseException:
         detach(place.mountpoint, namespace)
         raise
     log(f"served {served.squash} for namespace {namespace} to the end")
+
+
+def _hold_alive(place: ServerDir) -> None:
+    alive = os.open(place.alive, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    for _ in range(100):
+        # `squashmount ps` asks who holds it by a short lock of its own
+        with suppress(BlockingIOError):
+            fcntl.flock(alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        time.sleep(0.01)
+    fcntl.flock(alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _settle_signals() -> None:
+    # What a job's end, a logout or `srun --signal` sends to every process of a user must not take the image away from
+    # containers that still run. SIGTERM means: end as soon as nobody uses it.
+    for number in _IGNORED:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD, signal.SIGTERM})
 
 
 def leave_namespace() -> None:
@@ -76,64 +96,128 @@ def _below(path: str, directory: str) -> bool:
     return path == directory or path.startswith(directory.rstrip("/") + "/")
 
 
-def _become_worker(image: SquashImage, served: Served, fuse: int, place: ServerDir, log: Log) -> None:
-    code = 1
-    try:
-        linux.die_with_parent()
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        if served.engine == "squashfuse_ll":
-            _exec_squashfuse(served.squash, fuse)
-        from .worker import work  # noqa: PLC0415 - not needed for squashfuse_ll
+class Serving(NamedTuple):
+    """What the workers of one server have in common."""
 
-        work(image, served, fuse, place, log)
-        code = 0
-    except BaseException:  # noqa: BLE001 - a server has no terminal: a bug must reach the log
-        import traceback  # noqa: PLC0415
-
-        log.fail(f"worker for {served.squash}: {traceback.format_exc()}")
-    finally:
-        os._exit(code)
+    image: SquashImage
+    served: Served
+    fuse: int
+    place: ServerDir
+    namespace: int
+    log: Log
 
 
-def _exec_squashfuse(squash: str, fuse: int) -> None:
-    # libfuse >= 3.3 serves an already mounted descriptor given as /dev/fd/N (fuse_session_mount)
-    os.set_inheritable(fuse, True)
-    program = "squashfuse_ll"
-    os.execvp(program, [program, "-f", squash, f"/dev/fd/{fuse}"])  # noqa: S606 - that is the job
+class Workers:
+    """The worker, and its successor when it was killed.
+
+    The supervisor keeps the descriptor of the connection open, so a killed worker is an interruption, not an end: the
+    next one asks for the unanswered requests again. Where the kernel cannot do that (or squashfuse_ll serves, which
+    has a state to lose), the descriptor is closed instead, and the connection ends with ENOTCONN for everybody.
+    """
+
+    def __init__(self, serving: Serving, ready: int) -> None:
+        """Start the first worker."""
+        self._serving = serving
+        self._parent = os.getpid()
+        self._starts: list[float] = []
+        self.pid = self._start(ready)
+        self._replaceable = serving.served.engine == "wire" and probe_host().kernel >= RESEND
+        if not self._replaceable:
+            os.close(serving.fuse)
+
+    def ended(self) -> bool:
+        """Tell whether the worker has ended for good; replaces one that was killed."""
+        pid, status = os.waitpid(self.pid, os.WNOHANG)
+        if not pid:
+            return False
+        if not status:
+            return True
+        log, squash = self._serving.log, self._serving.served.squash
+        log.fail(f"the worker of {squash} ended with {os.waitstatus_to_exitcode(status)}")
+        now = time.monotonic()
+        self._starts = [start for start in self._starts if now - start < 60]
+        if not self._replaceable or len(self._starts) > _RESTARTS:
+            return True
+        self.pid = self._start(None)
+        log(f"worker {self.pid} takes over")
+        return False
+
+    def _start(self, ready: int | None) -> int:
+        first = not self._starts
+        self._starts.append(time.monotonic())
+        pid = os.fork()
+        if pid == 0:
+            self._become_worker(ready, resumed=not first)
+        _write_info(self._serving, pid)
+        return pid
+
+    def _become_worker(self, ready: int | None, *, resumed: bool) -> None:
+        code = 1
+        image, served, fuse, place, _namespace, log = self._serving
+        try:
+            linux.die_with_parent(self._parent)
+            if ready is not None:
+                # the starter waits for the end of this pipe, that is, until all copies of it are closed
+                os.close(ready)
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            signal.pthread_sigmask(signal.SIG_SETMASK, ())
+            if served.engine == "squashfuse_ll":
+                _exec_squashfuse(image.fileno(), fuse)
+            from .worker import work  # noqa: PLC0415 - not needed for squashfuse_ll
+
+            work(image, served, fuse, place, log, resumed=resumed)
+            code = 0
+        except BaseException:  # noqa: BLE001 - a server has no terminal: a bug must reach the log
+            import traceback  # noqa: PLC0415
+
+            log.fail(f"worker for {served.squash}: {traceback.format_exc()}")
+        finally:
+            os._exit(code)
 
 
-def _write_info(place: ServerDir, served: Served, namespace: int, worker: int) -> None:
+def _exec_squashfuse(squash: int, fuse: int) -> None:
+    # libfuse >= 3.3 serves an already mounted descriptor given as /dev/fd/N (fuse_session_mount). The file by its
+    # descriptor, too: its name may lie on a mount that we have left behind.
+    program = probe_host().squashfuse_ll or "squashfuse_ll"
+    for fd in (fuse, squash):
+        os.set_inheritable(fd, True)
+    os.execv(program, [program, "-f", f"/proc/self/fd/{squash}", f"/dev/fd/{fuse}"])  # noqa: S606 - that is the job
+
+
+def _write_info(serving: Serving, worker: int) -> None:
     info = {
-        "squash": served.squash,
-        "engine": served.engine,
-        "mountpoint": place.mountpoint,
-        "namespace": namespace,
+        "squash": serving.served.squash,
+        "engine": serving.served.engine,
+        "mountpoint": serving.place.mountpoint,
+        "namespace": serving.namespace,
         "supervisor": os.getpid(),
         "worker": worker,
-        "shift": served.shift._asdict(),
+        "shift": serving.served.shift._asdict(),
         "started": time.time(),
     }
-    with open(place.info, "w", encoding="utf-8") as file:
+    with suppress(FileNotFoundError), open(serving.place.info, "w", encoding="utf-8") as file:
         json.dump(info, file)
 
 
 class Watch:
     """Ends the server when no leased target has been mounted for the linger time."""
 
-    def __init__(self, place: ServerDir, namespace: int, linger: float, log: Log) -> None:
-        """`linger` is in seconds."""
+    def __init__(self, place: ServerDir, lock: int, namespace: int, linger: float, log: Log) -> None:
+        """`linger` is in seconds; `lock` is the place's lock file, opened while it was ours."""
         self._place = place
+        self._lock_file = lock
         self._namespace = namespace
         self._linger = linger
         self._log = log
         self._tick = min(1.0, max(linger / 4, 0.05))
         self._reader: str | None = None
 
-    def run(self, worker: int) -> None:
-        """Return when the worker has ended."""
+    def run(self, workers: Workers) -> None:
+        """Return when the worker has ended for good."""
         unused_since: float | None = None
         ended = False
-        while not self._worker_ended(worker):
+        while not workers.ended():
+            self._wait()
             if ended:
                 continue
             if self._in_use():
@@ -146,17 +230,11 @@ class Watch:
         if not ended:
             self._end()
 
-    def _worker_ended(self, worker: int) -> bool:
-        try:
+    def _wait(self) -> None:
+        with suppress(InterruptedError):
             got = signal.sigtimedwait({signal.SIGCHLD, signal.SIGTERM}, self._tick)
-        except InterruptedError:
-            got = None
-        if got is not None and got.si_signo == signal.SIGTERM:
-            os.kill(worker, signal.SIGTERM)
-        pid, status = os.waitpid(worker, os.WNOHANG)
-        if pid and status:
-            self._log.fail(f"the worker of {self._place.path} ended with status {os.waitstatus_to_exitcode(status)}")
-        return pid != 0
+            if got is not None and got.si_signo == signal.SIGTERM:
+                self._linger = 0
 
     def _in_use(self) -> bool:
         leases = self._place.leased()
@@ -182,6 +260,8 @@ class Watch:
         The file system lives on as long as an overlay still uses it, and so does the worker.
         """
         with self._lock() as locked:
+            if not is_current(self._place, self._lock_file):
+                return True  # another server has this place now: nothing in it is ours
             if not locked or self._in_use():
                 return False
             detach(self._place.mountpoint, self._namespace)
@@ -195,7 +275,7 @@ class Watch:
     def _forget_ended(self) -> None:
         """Drop the leases of containers that are gone, unless one is being mounted (its lease comes first)."""
         with self._lock() as locked:
-            if locked:
+            if locked and is_current(self._place, self._lock_file):
                 targets = self._mounted_targets()
                 for lease, target in self._place.leased().items():
                     if target not in targets:
@@ -205,22 +285,14 @@ class Watch:
     def _lock(self) -> Iterator[bool]:
         """Yield whether nobody else holds the lock; it is ours inside the block then."""
         try:
-            lock = os.open(self._place.lock, os.O_RDWR | os.O_CLOEXEC)
-        except FileNotFoundError:
-            yield True
+            fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
             return
         try:
-            yield _flocked(lock)
+            yield True
         finally:
-            os.close(lock)
-
-
-def _flocked(fd: int) -> bool:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+            fcntl.flock(self._lock_file, fcntl.LOCK_UN)
 
 
 def detach(mountpoint: str, namespace: int) -> None:

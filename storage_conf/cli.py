@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import sys
+from importlib.metadata import version
 from typing import Any
 
 from squashmount.errors import EXIT_FINDINGS, EXIT_INTERRUPTED, SquashmountError, UsageError, report
@@ -56,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"squashmount-conf {version('squashmount')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_generate(commands)
     _add_check(commands)

@@ -6,6 +6,8 @@ import stat
 from collections.abc import Iterator
 from typing import Self
 
+from squashmount.errors import DamagedError
+
 from .blocks import BlockCache, Buffer, Contents
 from .compress import decoder
 from .directories import Directories, DirEntry
@@ -51,7 +53,16 @@ class SquashImage:
     @classmethod
     def open(cls, path: str, *, cache_bytes: int = CACHE_BYTES) -> "SquashImage":
         """Open a file by name; `cache_bytes` bounds the decoded blocks kept."""
-        return cls(os.open(path, os.O_RDONLY | os.O_CLOEXEC), name=path, cache_bytes=cache_bytes)
+        # O_NONBLOCK: a FIFO in the place of the file must not hold a container's start for ever
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        if not (stat.S_ISREG(mode := os.fstat(fd).st_mode) or stat.S_ISBLK(mode)):
+            os.close(fd)
+            raise DamagedError(f"{path} is not a file.", hint="name a squash file, or squash the image again")
+        return cls(fd, name=path, cache_bytes=cache_bytes)
+
+    def fileno(self) -> int:
+        """Return the descriptor; it stays the image's."""
+        return self._fd
 
     def close(self) -> None:
         """Close the file; no other thread may be using it."""

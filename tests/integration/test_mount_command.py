@@ -47,6 +47,8 @@ def test_mount_read_unmount(product: Path, user: User, squash: Path, lab: Path) 
     assert user.run("cat", str(directory / "file")).ok() == "content"
     assert (user.run("cat", str(directory / "private")).code == 0) == (user.uid == 0)
     assert user.run("touch", str(directory / "new")).code != 0
+    listed = command(product, user, "ps").ok() if user.uid == 0 else ""
+    assert (str(squash) in listed) == (user.uid == 0)
     again = command(product, user, "mount", str(squash), str(directory))
     assert again.code == 2
     assert "already" in again.err

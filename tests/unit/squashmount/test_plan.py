@@ -7,7 +7,7 @@ from squashmount.errors import HostError, UsageError
 from squashmount.host import Host
 from squashmount.ids import IdRange
 from squashmount.lowers import Lower
-from squashmount.plan import FUSE, HANDOVER, KERNEL, MountPlan, Shift, plan_mount
+from squashmount.plan import FUSE, KERNEL, MountPlan, Shift, plan_mount
 from squashmount.request import parse_request
 
 HOST = Host((6, 1), userns=True, single_id=False, fuse_overlayfs="/f", squashfuse_ll="/s")
@@ -28,10 +28,6 @@ def plan(
 ) -> MountPlan:
     request = parse_request(options, "/t")
     return plan_mount(request, lowers, host, config or Config(), whiteouts=lambda _path: whiteouts, earlier=earlier)
-
-
-def test_no_squash_is_handed_over() -> None:
-    assert plan(lowers=(PLAIN,)).overlay == HANDOVER
 
 
 def test_squash_gets_kernel_overlay_and_the_wire_engine() -> None:
@@ -121,6 +117,12 @@ def test_configured_engine() -> None:
     assert plan(RW + ",volatile" + KEEP_ID, config=chosen).engine == "wire"
     with pytest.raises(HostError, match="squashfuse_ll"):
         plan(config=chosen, host=HOST._replace(squashfuse_ll=None))
+
+
+def test_what_kernel_overlay_has_no_use_for_is_said() -> None:
+    text = plan(RW + ",fsync=0,timeout=5").describe()
+    assert "without use for fsync=0, timeout=5" in text
+    assert plan(RW + ",fsync=0", config=Config(overlay="fuse")).ignored == ()
 
 
 def test_description_names_kind_reason_and_file() -> None:
