@@ -38,8 +38,11 @@ install_programs() { # "program:deb:rpm ..." : install the packages of the progr
     say "Installing: ${debs[*]}"
     apt_install "${debs[@]}"
   elif command -v dnf >/dev/null; then
-    say "Installing: ${rpms[*]}"
-    dnf install -y "${rpms[@]}" >&2
+    # one by one: some are in EPEL or have another name, and one that is unknown must not keep the others away
+    for rpm in "${rpms[@]}"; do
+      say "Installing: $rpm"
+      dnf install -y "$rpm" >&2 </dev/null || say "$rpm cannot be installed (EPEL?): going on without it"
+    done
   else
     say "Neither apt-get nor dnf is here; install by hand: ${missing[*]}"
   fi
