@@ -27,7 +27,13 @@ def parser() -> argparse.ArgumentParser:
     rmi.add_argument("-f", "--force", action="store_true", help="remove the image with all its names")
     _command(commands, "images", "list what is in DIR")
     _command(commands, "init", "make DIR a store")
-    _command(commands, "prune", "delete the images that lost their names to newer ones")
+    prune = _command(commands, "prune", "delete the images that lost their names to newer ones, and what they left")
+    for made in (rmi, prune):
+        made.add_argument(
+            "--now",
+            action="store_true",
+            help="delete squash files at once although containers may run from them; default: after trash_hours (24)",
+        )
     verify = _command(commands, "verify", "check DIR without changing it; exit code 11 when something is wrong")
     verify.add_argument("--full", action="store_true", help="read every squash file and compare its checksum")
     _command(commands, "repair", "rebuild what Podman reads in DIR from the squashed images")

@@ -51,7 +51,7 @@ def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
 
 def _mig(arguments: argparse.Namespace, config: Config) -> int:
     options = _options(arguments, config)
-    store = open_store(_directory(arguments, config), create=not arguments.dry_run, empty_ok=True)
+    store = _open(arguments, config, create=not arguments.dry_run, empty_ok=True)
     found = migration.find(arguments.image, options, store)
     if found.store.single_id and not arguments.quiet:
         _log("no subuid range for this user: owners are restored from the headers of the layers")
@@ -66,7 +66,7 @@ def _mig(arguments: argparse.Namespace, config: Config) -> int:
 
 
 def _rmi(arguments: argparse.Namespace, config: Config) -> int:
-    store = open_store(_directory(arguments, config))
+    store = _open(arguments, config)
     actions = migration.remove(
         store,
         lambda state: plan.plan_removal(
@@ -74,18 +74,20 @@ def _rmi(arguments: argparse.Namespace, config: Config) -> int:
         ),
         _options(arguments, config),
         dry_run=arguments.dry_run,
+        at_once=arguments.now,
     )
     return _tell(arguments, store, actions, "")
 
 
 def _prune(arguments: argparse.Namespace, config: Config) -> int:
-    store = open_store(_directory(arguments, config))
-    actions = migration.remove(store, plan.plan_prune, _options(arguments, config), dry_run=arguments.dry_run)
+    store = _open(arguments, config)
+    options = _options(arguments, config)
+    actions = migration.prune(store, options, dry_run=arguments.dry_run, at_once=arguments.now)
     return _tell(arguments, store, actions, f"every image in {store.root} has a name")
 
 
 def _images(arguments: argparse.Namespace, config: Config) -> int:
-    store = open_store(_directory(arguments, config))
+    store = _open(arguments, config)
     with explained(store.root):
         _print(listing.as_json(store) if arguments.json else listing.as_table(store))
     return 0
@@ -104,7 +106,7 @@ def _init(arguments: argparse.Namespace, config: Config) -> int:
 
 
 def _verify(arguments: argparse.Namespace, config: Config) -> int:
-    store = open_store(_directory(arguments, config))
+    store = _open(arguments, config)
     with explained(store.root):
         found = verify.verify(store, full=arguments.full)
     if arguments.json:
@@ -115,7 +117,7 @@ def _verify(arguments: argparse.Namespace, config: Config) -> int:
 
 
 def _repair(arguments: argparse.Namespace, config: Config) -> int:
-    store = open_store(_directory(arguments, config))
+    store = _open(arguments, config)
     with explained(store.root):
         if arguments.dry_run:
             lines = [finding.describe() for finding in verify.verify(store)]
@@ -134,6 +136,11 @@ _COMMANDS = {
     "verify": _verify,
     "repair": _repair,
 }
+
+
+def _open(arguments: argparse.Namespace, config: Config, *, create: bool = False, empty_ok: bool = False) -> Store:
+    directory = _directory(arguments, config)
+    return open_store(directory, create=create, empty_ok=empty_ok, grace=config.trash_hours * 3600)
 
 
 def _directory(arguments: argparse.Namespace, config: Config) -> str:
@@ -166,12 +173,19 @@ def _tell(
     arguments: argparse.Namespace, store: Store | None, actions: Iterable[Action], nothing: str, **more: object
 ) -> int:
     """Print what was done, or with --dry-run what would be."""
-    lines = [action.describe() for action in actions]
+    done = tuple(actions)
+    lines = [action.describe() for action in done]
     if arguments.json:
         root = {"store": store.root} if store else {}
         _print(json.dumps({**root, **more, "dry_run": bool(arguments.dry_run), "actions": lines}, indent=1))
     elif not arguments.quiet and (lines or nothing):
         _print("\n".join(lines) or nothing)
+        dropped = any(isinstance(action, plan.Drop) for action in done)
+        if store and store.grace and dropped and not arguments.dry_run and not getattr(arguments, "now", False):
+            _log(
+                f"containers that use it can go on: the squash file stays in trash/ for {store.grace / 3600:g} h "
+                "(migrate2scratch prune --now deletes it at once)"
+            )
     return 0
 
 

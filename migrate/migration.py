@@ -19,7 +19,7 @@ from .derive import State
 from .image import Graph, Image, read_graph
 from .job import Job
 from .mksquashfs import Format
-from .plan import Action, Drop, Name, Share, Squash, Unname, plan_migration
+from .plan import Action, Discard, Drop, Name, Share, Squash, Unname, plan_migration, plan_prune
 from .progress import Progress
 from .source import Podman, PodmanStore
 from .store import Store
@@ -116,21 +116,49 @@ def migrate(store: Store, found: Source, options: Options) -> tuple[Action, ...]
 
 
 def remove(
-    store: Store, decide: Callable[[State], tuple[Action, ...]], options: Options, *, dry_run: bool = False
+    store: Store,
+    decide: Callable[[State], tuple[Action, ...]],
+    options: Options,
+    *,
+    dry_run: bool = False,
+    at_once: bool = False,
 ) -> tuple[Action, ...]:
-    """Do what `decide` says about the state under the lock (plan_removal, plan_prune); return what was done."""
+    """Do what `decide` says about the state under the lock (plan_removal); return what was done.
+
+    `at_once` deletes the squash of a removed image although containers may run from it.
+    """
     with explained(store.root):
         actions = decide(store.state())
         if dry_run or not actions:
             return actions
         with store.lock(doing="rmi", timeout=options.wait, on_wait=options.on_wait) as held:
             actions = decide(store.state())
-            for action in actions:
-                if isinstance(action, Unname):
-                    publish.remove_name(store, action.name, held)
-                elif isinstance(action, Drop):
-                    publish.remove_image(store, action.image, held)
+            _remove(store, actions, held, at_once=at_once)
             return actions
+
+
+def prune(store: Store, options: Options, *, dry_run: bool = False, at_once: bool = False) -> tuple[Action, ...]:
+    """Remove the images without a name, and those in trash/ whose time is over, or all of them."""
+    with explained(store.root):
+        actions = plan_prune(store.state())
+        if dry_run:
+            return actions + tuple(Discard(image) for image, _ in store.in_trash() if at_once)
+        with store.lock(doing="prune", timeout=options.wait, on_wait=options.on_wait) as held:
+            gone = publish.collect(store, held)
+            actions = plan_prune(store.state())
+            _remove(store, actions, held, at_once=at_once)
+            gone += publish.empty_trash(store) if at_once else ()
+            if gone:
+                publish.refresh(store, held)
+            return actions + tuple(map(Discard, gone))
+
+
+def _remove(store: Store, actions: tuple[Action, ...], held: lease.Lease, *, at_once: bool) -> None:
+    for action in actions:
+        if isinstance(action, Unname):
+            publish.remove_name(store, action.name, held)
+        elif isinstance(action, Drop):
+            publish.remove_image(store, action.image, held, at_once=at_once)
 
 
 def _publish(

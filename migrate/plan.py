@@ -73,7 +73,18 @@ class Drop:
         return f"delete {self.image[:12]} ({', '.join(self.names) or 'no name left'})"
 
 
-Action = Squash | Share | Name | Unname | Drop
+@dataclass(frozen=True, slots=True)
+class Discard:
+    """Delete the files of an image that was withdrawn before."""
+
+    image: ImageId
+
+    def describe(self) -> str:
+        """Return a line for people."""
+        return f"empty the trash of {self.image[:12]}"
+
+
+Action = Squash | Share | Name | Unname | Drop | Discard
 
 
 def plan_removal(state: State, match: Match, *, force: bool = False) -> tuple[Action, ...]:

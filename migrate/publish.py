@@ -17,7 +17,7 @@ from squashmount import atomic, jsonio, layout
 from squashmount.errors import SquashmountError, StoreError
 from squashmount.ids import ImageId
 
-from . import derive, lease
+from . import capsule, derive, lease
 from .capsule import Capsule
 from .derive import State
 from .store import LOCK, WITHDRAWN, Store, ensure_directory, touch_lock
@@ -31,7 +31,7 @@ def add(store: Store, one: Capsule, staged: str, names: Iterable[str], held: lea
 
     When this raises, names and capsules are as they were.
     """
-    collect(store)
+    collect(store, held)
     target = store.layout.capsule(one.image)
     wanted = list(names)
     atomic.replace_text(os.path.join(staged, _PENDING), _json({"names": wanted}))
@@ -53,7 +53,7 @@ def add(store: Store, one: Capsule, staged: str, names: Iterable[str], held: lea
 
 def add_names(store: Store, image: ImageId, names: Iterable[str], held: lease.Lease) -> None:
     """Give an image names; a name that another image has moves."""
-    collect(store)
+    collect(store, held)
     with _undoing(store, held) as undo:
         _set_names(store, image, names, undo, held)
         refresh(store, held)
@@ -121,7 +121,7 @@ def _copy(path: str, copy: str) -> None:
 
 def remove_name(store: Store, name: str, held: lease.Lease) -> None:
     """Take a name away; the image stays."""
-    collect(store)
+    collect(store, held)
     held.check()
     with suppress(FileNotFoundError):
         os.unlink(store.name_file(name))
@@ -129,24 +129,35 @@ def remove_name(store: Store, name: str, held: lease.Lease) -> None:
     refresh(store, held)
 
 
-def remove_image(store: Store, image: ImageId, held: lease.Lease) -> None:
-    """Withdraw an image and delete it."""
-    collect(store)
+def remove_image(store: Store, image: ImageId, held: lease.Lease, *, at_once: bool = False) -> None:
+    """Withdraw an image; its squash stays in trash/ for the grace period, unless `at_once`."""
+    collect(store, held)
     held.check()
     marker = os.path.join(store.layout.trash, f"{image}{WITHDRAWN}")
     with open(marker, "wb"):
         pass
     atomic.sync_directory(store.layout.trash)
     store.step("after marker")
-    refresh(store, held)
-    collect(store)
+    state = refresh(store, held)
+    collect(store, held)
+    if at_once:
+        empty_trash(store, image)
+    _drop_extras(store, state)
+
+
+def empty_trash(store: Store, only: ImageId | None = None) -> tuple[ImageId, ...]:
+    """Delete the withdrawn images in trash/, or one, whoever may use it; return which. refresh() must follow."""
+    found = [(image, path) for image, path in store.in_trash() if only in {None, image}]
+    for _, path in found:
+        _delete(path)
+    return tuple(image for image, _ in found)
 
 
 def refresh(store: Store, held: lease.Lease) -> State:
     """Make what Podman reads fit the capsules; writes only what differs."""
     state = store.state()
     paths = store.layout
-    _hide_removed(store, state, held)
+    _hide(store, held, lambda image: image not in state.capsules)
     for one in state.capsules.values():
         _show_layers(store, one)
         store.step("after links")
@@ -167,21 +178,19 @@ def refresh(store: Store, held: lease.Lease) -> State:
     return state
 
 
-def collect(store: Store) -> None:
-    """Finish interrupted removals and publications, and delete what dead writers left. refresh() must follow."""
+def collect(store: Store, held: lease.Lease) -> tuple[ImageId, ...]:
+    """Finish interrupted removals and publications, and delete what dead writers left. refresh() must follow.
+
+    Returns the images whose time in trash/ is over.
+    """
     for image in os.listdir(store.layout.capsules):
         _finish_publication(store, ImageId(image))
-    for image in store.withdrawn():
-        for name, owner in store.names().items():
-            if owner == image:
-                os.unlink(store.name_file(name))
-        store.step("after names removal")
-        with suppress(FileNotFoundError):
-            os.rename(store.layout.capsule(image), _in_trash(store, image))
-        store.step("after capsule removal")
-        os.unlink(os.path.join(store.layout.trash, f"{image}{WITHDRAWN}"))
-    for entry in os.listdir(store.layout.trash):
-        _delete(os.path.join(store.layout.trash, entry))
+    withdrawn = store.withdrawn()
+    if withdrawn:
+        _hide(store, held, lambda image: image in withdrawn)
+    for image in withdrawn:
+        _withdraw(store, image)
+    gone = _sweep_trash(store)
     store.step("after trash")
     _sweep_staging(store)
     paths = store.layout
@@ -190,6 +199,56 @@ def collect(store: Store) -> None:
             if entry.startswith(atomic.TEMP_PREFIX):
                 _delete(os.path.join(directory, entry))
     lease.sweep(paths.lock)
+    return gone
+
+
+def _withdraw(store: Store, image: ImageId) -> None:
+    """Take the names of a hidden image and move its capsule to trash/, where its layer's link follows it."""
+    for name, owner in store.names().items():
+        if owner == image:
+            os.unlink(store.name_file(name))
+    store.step("after names removal")
+    kept = _in_trash(store, image)
+    with suppress(FileNotFoundError):
+        os.utime(store.layout.capsule(image))  # its time begins
+        os.rename(store.layout.capsule(image), kept)
+        _show_kept(store, image, kept)
+    store.step("after capsule removal")
+    os.unlink(os.path.join(store.layout.trash, f"{image}{WITHDRAWN}"))
+
+
+def _sweep_trash(store: Store) -> tuple[ImageId, ...]:
+    """Delete what nothing needs, and withdrawn images whose time is over by the clock of the file system itself."""
+    trash = store.layout.trash
+    os.utime(trash)
+    now = os.stat(trash).st_mtime
+    kept = {path: image for image, path in store.in_trash()}
+    gone = []
+    for entry in os.listdir(trash):
+        path = os.path.join(trash, entry)
+        if path in kept and now - os.stat(path).st_mtime < store.grace:
+            continue
+        _delete(path)
+        gone += [kept[path]] if path in kept else []
+    return tuple(gone)
+
+
+def _show_kept(store: Store, image: ImageId, path: str) -> None:
+    """Let the layer of a withdrawn image find its squash in trash/: a container made from it may start again.
+
+    Podman finds the layers of a container by their links (containers-storage drivers/overlay, `lower`), not by records.
+    """
+    for one in _kept_capsules([(image, path)]):
+        _symlink(
+            os.path.relpath(os.path.join(path, "image.squashfs"), store.layout.links),
+            store.layout.link_squash(layout.link_of(one.top)),
+        )
+
+
+def _kept_capsules(kept: Iterable[tuple[ImageId, str]]) -> Iterator[Capsule]:
+    for _, path in kept:
+        with suppress(StoreError):
+            yield capsule.read(os.path.join(path, "capsule.json"))
 
 
 def _finish_publication(store: Store, image: ImageId) -> None:
@@ -216,15 +275,15 @@ def _sweep_staging(store: Store) -> None:
             _delete(os.path.join(store.layout.staging, entry))
 
 
-def _hide_removed(store: Store, state: State, held: lease.Lease) -> None:
-    """Before a layer record goes, no image may point to it."""
+def _hide(store: Store, held: lease.Lease, gone: Callable[[ImageId], bool]) -> None:
+    """Before a layer record or a capsule goes, no image may point to it."""
     path = store.layout.images_json
     try:
         with open(path, "rb") as file:
             shown = jsonio.load_objects(file.read(), where=path)
     except (FileNotFoundError, StoreError):
         return  # nothing readable is shown; refresh() writes it anew
-    kept = [record for record in shown if record.get("id") in state.capsules]
+    kept = [record for record in shown if not gone(ImageId(str(record.get("id"))))]
     if len(kept) != len(shown):
         held.check()
         _replace(store, path, _json(kept))
@@ -277,8 +336,13 @@ def _same_files(one: str, other: str) -> bool:
 
 
 def _drop_extras(store: Store, state: State) -> None:
+    """Delete the derived files of images that are gone; those in trash/ keep what a container starts with."""
     paths = store.layout
-    layers = {layer.id for capsule in state.capsules.values() for layer in capsule.chain}
+    kept = [(image, path) for image, path in dict(store.in_trash()).items() if image not in state.capsules]
+    for image, path in kept:
+        _show_kept(store, image, path)
+    kept += [(image, paths.capsule(image)) for image in store.withdrawn()]
+    layers = {layer.id for one in (*state.capsules.values(), *_kept_capsules(kept)) for layer in one.chain}
     links = {layout.link_of(layer) for layer in layers}
     for link in os.listdir(paths.links):
         if link.removesuffix(".squash") not in links:

@@ -5,6 +5,7 @@
 
 import errno
 import os
+import re
 import stat
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
@@ -21,6 +22,7 @@ from .derive import State
 from .trouble import explained
 
 LOCK = "store"
+DAY = 86400.0
 WITHDRAWN = ".withdrawn"
 _LONGEST_NAME = 255
 Step = Callable[[str], None]
@@ -41,9 +43,10 @@ class Found(NamedTuple):
 class Store:
     """One DIR of our format. Raises StoreError or SpaceError (`trouble.explained`)."""
 
-    def __init__(self, root: str, *, step: Step = no_step) -> None:
-        """Use `open_store()`; this only remembers."""
+    def __init__(self, root: str, *, step: Step = no_step, grace: float = DAY) -> None:
+        """Use `open_store()`; this only remembers. `grace` is how many seconds a withdrawn image stays in trash/."""
         self.root = root
+        self.grace = grace
         self.layout = layout.StoreLayout(root)
         self.step = step
 
@@ -146,10 +149,25 @@ class Store:
         entries = _listed(self.layout.trash)
         return [ImageId(entry.removesuffix(WITHDRAWN)) for entry in entries if entry.endswith(WITHDRAWN)]
 
+    def in_trash(self) -> list[tuple[ImageId, str]]:
+        """Return the withdrawn images that containers may still use, with their directories; the oldest first."""
+        found = []
+        for entry in _listed(self.layout.trash):
+            if is_kept(entry):
+                path = os.path.join(self.layout.trash, entry)
+                with suppress(FileNotFoundError):
+                    found.append((os.stat(path).st_mtime_ns, ImageId(entry.partition("-")[0]), path))
+        return [(image, path) for _, image, path in sorted(found)]
+
     def modes(self) -> tuple[int, int]:
         """Return the modes of directories and files: readable for all; group-writable when DIR itself is."""
         shared = stat.S_IMODE(os.stat(self.root).st_mode) & 0o2020
         return 0o755 | shared, 0o644 | (shared & 0o020)
+
+
+def is_kept(entry: str) -> bool:
+    """Tell whether an entry of trash/ is a withdrawn capsule."""
+    return re.fullmatch("[0-9a-f]{64}-[0-9a-f]{8}", entry) is not None
 
 
 def _listed(path: str) -> list[str]:
@@ -159,9 +177,11 @@ def _listed(path: str) -> list[str]:
         return []
 
 
-def open_store(root: str, *, create: bool = False, empty_ok: bool = False, step: Step = no_step) -> Store:
+def open_store(
+    root: str, *, create: bool = False, empty_ok: bool = False, step: Step = no_step, grace: float = DAY
+) -> Store:
     """Open DIR, or create the store in an empty DIR. StoreError says why it cannot be ours."""
-    store = Store(os.path.abspath(root), step=step)
+    store = Store(os.path.abspath(root), step=step, grace=grace)
     with explained(store.root):
         entries = _entries(store)
         if entries:

@@ -13,7 +13,7 @@ from squashmount.ids import LayerId
 from . import derive, lease, publish
 from .capsule import Capsule
 from .derive import State
-from .store import Store, open_store
+from .store import Store, is_kept, open_store
 
 _REPAIR = "migrate2scratch repair"
 
@@ -46,7 +46,7 @@ def repair(store: Store, *, timeout: float = 600.0) -> State:
     """Rebuild everything that Podman reads from the capsules. Damaged capsules are left out, not deleted."""
     with store.lock(doing="repair", timeout=timeout) as held:
         open_store(store.root, create=True)
-        publish.collect(store)
+        publish.collect(store, held)
         present = set(os.listdir(store.layout.capsules))
         for name, image in store.names().items():
             if image not in present:
@@ -155,7 +155,7 @@ def _leftovers(store: Store) -> list[Finding]:
     alive = {holder.token for holder in lease.holders(store.layout.lock).values()}
     paths = store.layout
     unfinished = [entry for entry in os.listdir(paths.staging) if entry not in alive]
-    unfinished += os.listdir(paths.trash)
+    unfinished += [entry for entry in os.listdir(paths.trash) if not is_kept(entry)]
     return [Finding(entry, "is left over from an interrupted command", _REPAIR, serious=False) for entry in unfinished]
 
 

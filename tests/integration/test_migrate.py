@@ -257,6 +257,27 @@ def test_a_running_service_sees_what_is_new(bench: Bench) -> None:
             os.killpg(service.pid, signal.SIGKILL)
 
 
+def test_a_container_outlives_rmi_and_starts_again(bench: Bench) -> None:
+    directory = bench.directory()
+    bench.login.migrate("mig", bench.name, str(directory)).ok()
+    node = bench.node(bench.alice, stores=(directory,))
+    node.podman("run", "-d", "--name", "job", bench.name, "sleep", "600").ok()
+    bench.login.migrate("rmi", bench.name, str(directory)).ok()
+    assert listed(node) == []
+    assert node.podman("exec", "job", "cat", "/work/mine").ok() == "33"
+    node.podman("stop", "-t0", "job").ok()
+    wait_for(lambda: not node.servers(), "the server ends: the next start has to find the squash again")
+    node.podman("start", "job").ok()
+    assert node.podman("exec", "job", "cat", "/work/mine").ok() == "33"
+    node.podman("restart", "-t0", "job").ok()
+    assert node.podman("exec", "job", "cat", "/work/mine").ok() == "33"
+    node.podman("rm", "-f", "-t0", "job").ok()
+    bench.login.migrate("prune", "--now", str(directory)).ok()
+    assert os.listdir(directory / "squashmount/trash") == []
+    assert os.listdir(directory / "overlay") == ["l"]
+    assert os.listdir(directory / "overlay/l") == []
+
+
 @pytest.mark.parametrize("driver", ["fuse-overlayfs", "vfs"])
 def test_other_drivers_of_the_source(bench: Bench, driver: str) -> None:
     node = bench.node(bench.alice, mount_program="/usr/bin/fuse-overlayfs" if driver == "fuse-overlayfs" else "")

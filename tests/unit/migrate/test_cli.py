@@ -108,6 +108,30 @@ def test_prune(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
     assert shown(store) == {A: ["x/a:1", "x/a:2"]}
 
 
+def test_removed_images_stay_in_the_trash_unless_now(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["rmi", "--force", A, store.root]) == 0
+    assert "24 h" in capsys.readouterr().err
+    assert [image for image, _ in store.in_trash()] == [A]
+    assert main(["verify", store.root]) == 0
+    assert main(["prune", "--dry-run", "--now", store.root]) == 0
+    assert main(["rmi", "--now", B, store.root]) == 0
+    assert [image for image, _ in store.in_trash()] == [A]
+    assert os.listdir(store.layout.capsules) == []
+    capsys.readouterr()
+    assert main(["prune", store.root]) == 0
+    assert "every image" in capsys.readouterr().out
+    assert main(["prune", "--now", store.root]) == 0
+    assert A[:12] in capsys.readouterr().out
+    assert (os.listdir(store.layout.trash), os.listdir(store.layout.overlay)) == ([], ["l"])
+
+
+def test_trash_hours(store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("SQUASHMOUNT_TRASH_HOURS", "0")
+    assert main(["prune", store.root]) == 0
+    assert (os.listdir(store.layout.trash), capsys.readouterr().err) == ([], "")
+    assert_valid(store)
+
+
 def tear_layers(store: Store) -> None:
     Path(store.layout.layers_json).write_text("[{")
 

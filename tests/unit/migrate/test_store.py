@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 from migrate_helpers import assert_valid, image_id, put, shown, squash_file
-from squashmount.migrate import publish
-from squashmount.migrate.store import Store, open_store
+from squashmount.migrate import publish, verify
+from squashmount.migrate.store import DAY, Store, open_store
 from squashmount.migrate.trouble import explained
 
 from squashmount import layout
 from squashmount.errors import BusyError, SpaceError, StoreError
+from squashmount.ids import ImageId
 
 A, B = image_id("a"), image_id("b")
 
@@ -54,11 +55,17 @@ def steps_of(change: Callable[[Store, bytes], None], root: str, squash: bytes) -
     return seen
 
 
-def killed_at(number: int, change: Callable[[Store, bytes], None], root: str, squash: bytes) -> None:
+def squash_link(store: Store, image: ImageId) -> str:
+    return store.layout.link_squash(layout.link_of(layout.image_layers(image, 1)[-1].id))
+
+
+def killed_at(
+    number: int, change: Callable[[Store, bytes], None], root: str, squash: bytes, *, grace: float = DAY
+) -> None:
     """Run the change in a child that kills itself at its step `number`."""
     child = os.fork()
     if child == 0:
-        store = open_store(root)
+        store = open_store(root, grace=grace)
         count = 0
 
         def step(_name: str) -> None:
@@ -78,6 +85,7 @@ AFTER_ADD = {A: ["x/a:1"], B: ["x/b:1", "x/moved:1"]}
 
 
 @pytest.mark.filterwarnings("ignore:This process")
+@pytest.mark.parametrize("grace", [0, DAY])
 @pytest.mark.parametrize(
     ("change", "allowed", "least"),
     [
@@ -90,6 +98,7 @@ def test_a_killed_writer_never_leaves_a_lie(
     change: Callable[[Store, bytes], None],
     allowed: list[dict[str, list[str]]],
     least: int,
+    grace: float,
     tmp_path: Path,
     squash: bytes,
 ) -> None:
@@ -99,9 +108,9 @@ def test_a_killed_writer_never_leaves_a_lie(
     for number in range(1, len(steps) + 1):
         root = str(tmp_path / f"DIR{number}")
         os.mkdir(root)
-        store = open_store(root, create=True)
+        store = open_store(root, create=True, grace=grace)
         put(store, "a", ["x/moved:1", "x/a:1"], squash)
-        killed_at(number, change, root, squash)
+        killed_at(number, change, root, squash, grace=grace)
         assert_valid(store)
         assert shown(store) in allowed, f"after {steps[number - 1]}"
         put(store, "c", ["x/c:1"], squash)
@@ -109,7 +118,9 @@ def test_a_killed_writer_never_leaves_a_lie(
         after = shown(store)
         assert after.pop(image_id("c")) == ["x/c:1"]
         assert after in allowed, f"the next writer after {steps[number - 1]}"
-        assert os.listdir(store.layout.staging) == os.listdir(store.layout.trash) == []
+        assert os.listdir(store.layout.staging) == []
+        assert len(os.listdir(store.layout.trash)) == (1 if grace and A not in after else 0)
+        assert os.path.exists(squash_link(store, A)) == bool(grace or A in after)
         assert not [path for path in Path(root).rglob(".tmp-*") if path.parent.name != "lock"]
 
 
@@ -128,7 +139,7 @@ def test_add_succeeds_after_any_crash(tmp_path: Path, squash: bytes) -> None:
 
 
 def test_publish_and_remove(root: str, squash: bytes) -> None:
-    store = open_store(root, create=True)
+    store = open_store(root, create=True, grace=0)
     put(store, "a", ["x/moved:1", "x/a:1"], squash)
     add(store, squash)
     assert_valid(store)
@@ -139,6 +150,40 @@ def test_publish_and_remove(root: str, squash: bytes) -> None:
     assert not os.path.exists(store.layout.capsule(A))
     assert sorted(os.listdir(store.layout.overlay)) == sorted(["l", layout.image_layers(B, 1)[-1].id])
     assert len(os.listdir(store.layout.links)) == 2
+
+
+def test_a_removed_image_stays_for_its_containers_until_its_time_is_over(root: str, squash: bytes) -> None:
+    store = open_store(root, create=True)
+    put(store, "a", ["x/a:1"], squash)
+    remove(store, squash)
+    for other in ("b", "d"):
+        assert_valid(store)
+        assert A not in shown(store)
+        assert Path(squash_link(store, A)).resolve(strict=True).parent.parent == Path(store.layout.trash)
+        assert Path(squash_link(store, A)).read_bytes() == squash
+        assert Path(store.layout.link(layout.link_of(layout.image_layers(A, 1)[-1].id))).resolve(strict=True).is_dir()
+        assert verify.verify(store) == ()
+        put(store, other, [f"x/{other}:1"], squash)
+    ((_, kept),) = store.in_trash()
+    os.utime(kept, (0, 0))
+    put(store, "c", ["x/c:1"], squash)
+    assert os.listdir(store.layout.trash) == []
+    assert not os.path.lexists(squash_link(store, A))
+    assert layout.image_layers(A, 1)[-1].id not in os.listdir(store.layout.overlay)
+
+
+def test_an_image_in_the_trash_can_be_made_again(root: str, squash: bytes) -> None:
+    store = open_store(root, create=True)
+    put(store, "a", ["x/a:1"], squash)
+    remove(store, squash)
+    put(store, "a", ["x/a:1"], squash)
+    assert Path(squash_link(store, A)).resolve() == Path(store.layout.squash(A))
+    ((_, kept),) = store.in_trash()
+    os.utime(kept, (0, 0))
+    put(store, "c", ["x/c:1"], squash)
+    assert os.listdir(store.layout.trash) == []
+    assert_valid(store)
+    assert shown(store) == {A: ["x/a:1"], image_id("c"): ["x/c:1"]}
 
 
 def test_an_image_that_lost_its_names_stays(root: str, squash: bytes) -> None:
