@@ -134,8 +134,7 @@ def remove_image(store: Store, image: ImageId, held: lease.Lease, *, at_once: bo
     collect(store, held)
     held.check()
     marker = os.path.join(store.layout.trash, f"{image}{WITHDRAWN}")
-    with open(marker, "wb"):
-        pass
+    os.close(os.open(marker, os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_WRONLY | os.O_CLOEXEC, store.modes()[1]))
     atomic.sync_directory(store.layout.trash)
     store.step("after marker")
     state = refresh(store, held)

@@ -285,11 +285,21 @@ def ensure_directory(path: str, mode: int) -> None:
 def touch_lock(path: str, mode: int, *, only_missing: bool = False) -> None:
     """Write a fresh last-writer record (containers-storage pkg/lockfile: 64 bytes) so that running Podmans reload.
 
-    In place: Podman may hold the file open and locked, a replaced file would be another lock.
+    In place: Podman may hold the file open and locked, a replaced file would be another lock. In a store that several
+    people write somebody could have put a link or a FIFO there: StoreError.
     """
-    fd = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, mode)
+    flags = os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    strange = StoreError(f"{path} is not a regular file.", hint="look who put it there, and delete it")
+    try:
+        fd = os.open(path, flags, mode)
+    except OSError as err:
+        if err.errno not in {errno.ELOOP, errno.EISDIR}:
+            raise
+        raise strange from err
     try:
         info = os.fstat(fd)
+        if not stat.S_ISREG(info.st_mode):
+            raise strange
         if info.st_uid == os.geteuid() and stat.S_IMODE(info.st_mode) != mode:
             os.fchmod(fd, mode)
         if not only_missing or info.st_size == 0:

@@ -298,6 +298,39 @@ def test_leftovers_of_the_dead_go_and_those_of_the_living_stay(root: str, squash
         assert os.listdir(store.layout.staging) == [living.holder.token]
 
 
+@pytest.mark.parametrize("kind", ["link", "fifo", "directory"])
+def test_nothing_is_written_through_what_is_no_lock_file(kind: str, root: str, squash: bytes, tmp_path: Path) -> None:
+    """Who may write to a shared store must not choose which file of another writer gets 64 random bytes."""
+    store = open_store(root, create=True)
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    victim.chmod(0o600)
+    os.unlink(store.layout.images_lock)
+    if kind == "link":
+        os.symlink(victim, store.layout.images_lock)
+    elif kind == "fifo":
+        os.mkfifo(store.layout.images_lock)
+    else:
+        os.mkdir(store.layout.images_lock)
+    with pytest.raises(StoreError, match="not a regular file"):
+        put(store, "a", ["x/a:1"], squash)
+    assert (victim.read_text(), stat.S_IMODE(victim.stat().st_mode)) == ("precious", 0o600)
+
+
+def test_the_marker_of_a_removal_is_never_an_existing_file(
+    root: str, squash: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(root, create=True)
+    put(store, "a", ["x/a:1"], squash)
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    monkeypatch.setattr(publish, "collect", lambda *_: os.symlink(victim, marker))
+    marker = os.path.join(store.layout.trash, f"{A}.withdrawn")
+    with pytest.raises(FileExistsError):
+        remove(store, squash)
+    assert victim.read_text() == "precious"
+
+
 def test_names_with_every_character(root: str, squash: bytes) -> None:
     store = open_store(root, create=True)
     names = ["reg:5000/a/b:1", "a@sha256:" + "0" * 64, "x/" + "long/" * 60 + "name:1", "%2F:1"]
