@@ -8,13 +8,13 @@ Nothing survives this process, however it ends: the image is mounted in a mount 
 is in a PID namespace whose first process dies with its parent (pid_namespaces(7): then the kernel kills the rest).
 """
 
-import ctypes
 import errno
 import hashlib
 import json
 import os
 import select
 import signal
+import socket
 import stat
 import sys
 import tempfile
@@ -29,8 +29,6 @@ from squashmount.errors import HostError, SquashmountError, ToolError
 from . import mksquashfs, owners, readback, survey
 from .job import Job
 
-_PR_SET_PDEATHSIG = 1
-
 
 def main() -> int:
     """Read the job, do it in new namespaces, and wait for its end or for the order to stop."""
@@ -43,23 +41,33 @@ def main() -> int:
     except OSError as err:
         _report_error(HostError("Cannot make a private mount namespace.", details=str(err)))
         return 1
+    ours, theirs = socket.socketpair()
     child = os.fork()
     if child == 0:
-        os._exit(_first_process(Job.from_json(line)))
-    return _watch(child)
+        ours.close()
+        os._exit(_first_process(Job.from_json(line), theirs))
+    theirs.close()
+    return _watch(child, ours)
 
 
-def _watch(child: int) -> int:
-    fd = os.pidfd_open(child)
-    ready, _, _ = select.select([fd, sys.stdin.buffer], [], [])
-    if fd not in ready:
+def _watch(child: int, link: socket.socket) -> int:
+    """Wait until the child's end of `link` closes because it ended (pidfd_open(2) is missing before Linux 5.3)."""
+    ready, _, _ = select.select([link, sys.stdin.buffer], [], [])
+    if link not in ready:
         os.kill(child, signal.SIGKILL)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def _first_process(job: Job) -> int:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+def _first_process(job: Job, link: socket.socket) -> int:
+    """Do the job unless the parent is gone: it may have died before the kernel was asked to tell us.
+
+    getppid(2) cannot say so: the parent of the first process of a PID namespace is outside of it, always 0. The
+    parent's end of `link` can.
+    """
     try:
+        linux.die_with_parent(0)
+        if select.select([link], [], [], 0)[0]:
+            return 1
         linux.mount(None, "/", None, linux.MS_REC | linux.MS_PRIVATE)
         with suppress(OSError):  # refused where parts of /proc are hidden; the old one still serves
             linux.mount("proc", "/proc", "proc")

@@ -3,8 +3,11 @@
 import io
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +17,7 @@ from squashmount.migrate.job import Job
 from squashmount.migrate.mksquashfs import Format, Mksquashfs
 from squashmount.migrate.survey import Survey
 
+from squashmount import linux
 from squashmount.errors import HostError, ToolError
 
 JOB = Job(
@@ -90,6 +94,39 @@ def test_percentages_are_reported_as_they_come(tmp_path: Path, monkeypatch: pyte
 def test_nothing_happens_without_a_job() -> None:
     argv = [sys.executable, "-P", "-m", "squashmount.migrate.inside"]
     assert subprocess.run(argv, stdin=subprocess.DEVNULL, check=False).returncode == 1
+
+
+@pytest.mark.filterwarnings("ignore:This process")
+@pytest.mark.parametrize("ordered", [False, True])
+def test_the_first_process_is_watched_without_pidfd(ordered: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """RHEL 8 has Linux 4.18: no pidfd_open(2)."""
+    monkeypatch.delattr(os, "pidfd_open")
+    stop_reader, stop_writer = os.pipe()
+    with open(stop_reader, "rb") as stdin:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(stdin))
+        ours, theirs = socket.socketpair()
+        child = os.fork()
+        if child == 0:
+            ours.close()
+            os.close(stop_writer)
+            time.sleep(30 if ordered else 0.2)
+            os._exit(7)
+        theirs.close()
+        if ordered:
+            os.close(stop_writer)
+        assert inside._watch(child, ours) == (-signal.SIGKILL if ordered else 7)
+        ours.close()
+        if not ordered:
+            os.close(stop_writer)
+
+
+def test_an_orphaned_first_process_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linux, "die_with_parent", lambda _parent: None)
+    monkeypatch.setattr(linux, "mount", lambda *_: pytest.fail("it went on"))
+    ours, theirs = socket.socketpair()
+    ours.close()
+    with theirs:
+        assert inside._first_process(JOB, theirs) == 1
 
 
 @pytest.mark.parametrize("text", ["No space left on device", "Disk quota exceeded"])
