@@ -41,7 +41,7 @@ def add(store: Store, one: Capsule, staged: str, names: Iterable[str], held: lea
         if os.path.lexists(target):  # damaged, or the caller would not have squashed again
             damaged = _in_trash(store, one.image)
             os.rename(target, damaged)
-            undo.push(os.rename, damaged, target)
+            undo.rename_back(damaged, target)
         os.rename(staged, target)
         undo.push(os.rename, target, staged)
         atomic.sync_directory(store.layout.capsules)
@@ -70,10 +70,21 @@ class _Undo:
         self._store = store
         self._held = held
         self._steps: list[Callable[[], object]] = []
+        self._backups: list[str] = []
 
     def push(self, function: Callable[..., object], *arguments: object) -> None:
         """Remember how to take back the step that was just done."""
         self._steps.append(partial(function, *arguments))
+
+    def rename_back(self, backup: str, path: str) -> None:
+        """Remember what a path held before; the backup goes when the change is complete."""
+        self._backups.append(backup)
+        self.push(os.rename, backup, path)
+
+    def forget(self) -> None:
+        """Delete the backups: the change is complete."""
+        for backup in self._backups:
+            _delete(backup)
 
     def run(self) -> None:
         """Take everything back while the lock is ours; the error that led here is the one to report."""
@@ -94,6 +105,7 @@ def _undoing(store: Store, held: lease.Lease) -> Iterator[_Undo]:
     except BaseException:
         undo.run()
         raise
+    undo.forget()
 
 
 def _set_names(store: Store, image: ImageId, names: Iterable[str], undo: _Undo, held: lease.Lease) -> None:
@@ -103,7 +115,7 @@ def _set_names(store: Store, image: ImageId, names: Iterable[str], undo: _Undo, 
         backup = os.path.join(store.layout.trash, secrets.token_hex(8))
         try:
             _copy(path, backup)
-            undo.push(os.rename, backup, path)
+            undo.rename_back(backup, path)
         except FileNotFoundError:
             undo.push(_delete, path)
         atomic.replace_text(path, _json({"name": name, "image": image}), mode=store.modes()[1])

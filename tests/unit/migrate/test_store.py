@@ -252,6 +252,15 @@ def test_a_damaged_capsule_is_not_shown_and_can_be_made_again(root: str, squash:
     put(store, "a", ["x/a:1"], squash)
     assert shown(store) == {A: ["x/a:1"], B: ["x/b:1"]}
     assert_valid(store)
+    assert os.listdir(store.layout.trash) == []
+
+
+def test_a_moved_name_leaves_nothing_in_the_trash(root: str, squash: bytes) -> None:
+    store = open_store(root, create=True)
+    put(store, "a", ["x/moved:1"], squash)
+    put(store, "b", ["x/moved:1"], squash)
+    assert os.listdir(store.layout.trash) == []
+    assert verify.verify(store) == ()
 
 
 @pytest.mark.parametrize("name", ["image.squashfs", "capsule.json", "data", "name"])
