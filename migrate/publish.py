@@ -279,9 +279,13 @@ def _finish_publication(store: Store, image: ImageId) -> None:
 
 
 def _sweep_staging(store: Store) -> None:
-    """Delete staging directories whose owner is gone: each bears the token of the lock its owner holds."""
+    """Delete staging directories whose owner is gone: each bears the token of the lock its owner holds.
+
+    The owner takes its lock first, and so the locks are read last: what was listed and has no lock has no owner.
+    """
+    entries = os.listdir(store.layout.staging)
     alive = {holder.token for name, holder in lease.holders(store.layout.lock).items() if name != LOCK}
-    for entry in os.listdir(store.layout.staging):
+    for entry in entries:
         if entry not in alive:
             _delete(os.path.join(store.layout.staging, entry))
 

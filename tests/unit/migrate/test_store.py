@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from migrate_helpers import assert_valid, image_id, put, shown, squash_file
-from squashmount.migrate import publish, verify
+from squashmount.migrate import lease, publish, verify
 from squashmount.migrate.store import DAY, Store, open_store
 from squashmount.migrate.trouble import explained
 
@@ -338,6 +338,24 @@ def test_the_marker_of_a_removal_is_never_an_existing_file(
     with pytest.raises(FileExistsError):
         remove(store, squash)
     assert victim.read_text() == "precious"
+
+
+def test_a_mig_that_begins_during_the_sweep_keeps_its_directory(
+    root: str, squash: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(root, create=True)
+    holders = lease.holders
+    begun = os.path.join(store.layout.staging, "just-begun")
+
+    def then_one_begins(directory: str) -> dict[str, lease.Holder]:
+        found = holders(directory)
+        os.mkdir(begun)
+        return found
+
+    monkeypatch.setattr(lease, "holders", then_one_begins)
+    with store.lock(doing="test") as held:
+        publish.collect(store, held)
+    assert os.path.isdir(begun)
 
 
 def test_names_with_every_character(root: str, squash: bytes) -> None:
