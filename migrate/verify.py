@@ -13,7 +13,7 @@ from squashmount.ids import LayerId
 from . import derive, lease, publish
 from .capsule import Capsule
 from .derive import State
-from .store import Store, is_kept, open_store
+from .store import LOCK, Store, is_kept, open_store
 
 _REPAIR = "migrate2scratch repair"
 
@@ -152,10 +152,11 @@ def _big_data(store: Store, one: Capsule) -> list[Finding]:
 
 
 def _leftovers(store: Store) -> list[Finding]:
-    alive = {holder.token for holder in lease.holders(store.layout.lock).values()}
-    paths = store.layout
-    unfinished = [entry for entry in os.listdir(paths.staging) if entry not in alive]
-    unfinished += [entry for entry in os.listdir(paths.trash) if not is_kept(entry)]
+    staging, trash = os.listdir(store.layout.staging), os.listdir(store.layout.trash)
+    holders = lease.holders(store.layout.lock)  # last: what was listed and has no holder now is nobody's
+    alive = {holder.token for holder in holders.values()}
+    unfinished = [entry for entry in staging if entry not in alive]
+    unfinished += [entry for entry in trash if not is_kept(entry) and LOCK not in holders]
     return [Finding(entry, "is left over from an interrupted command", _REPAIR, serious=False) for entry in unfinished]
 
 

@@ -340,9 +340,7 @@ def test_the_marker_of_a_removal_is_never_an_existing_file(
     assert victim.read_text() == "precious"
 
 
-def test_a_mig_that_begins_during_the_sweep_keeps_its_directory(
-    root: str, squash: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_mig_that_begins_during_the_sweep_keeps_its_directory(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     store = open_store(root, create=True)
     holders = lease.holders
     begun = os.path.join(store.layout.staging, "just-begun")
@@ -356,6 +354,15 @@ def test_a_mig_that_begins_during_the_sweep_keeps_its_directory(
     with store.lock(doing="test") as held:
         publish.collect(store, held)
     assert os.path.isdir(begun)
+
+
+def test_verify_takes_nothing_of_a_living_writer_for_a_leftover(root: str, squash: bytes) -> None:
+    store = open_store(root, create=True)
+    put(store, "a", ["x/moved:1"], squash)
+    found: list[tuple[verify.Finding, ...]] = []
+    store.step = lambda name: found.append(verify.verify(open_store(root))) if name == "after name" else None
+    put(store, "b", ["x/moved:1"], squash)
+    assert not [finding for finding in found[0] if "left over" in finding.what]
 
 
 def test_names_with_every_character(root: str, squash: bytes) -> None:
