@@ -8,7 +8,7 @@ import errno
 import os
 import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from squashmount.ids import IdMap, to_outside
@@ -88,6 +88,19 @@ class Usage(NamedTuple):
     max_name: int
 
 
+class Shown(dict[int, int]):
+    """Id in the image → id to show, computed once each; bounded by the 65536 entries of an id table."""
+
+    def __init__(self, shift: Callable[[int], int]) -> None:
+        """Remember how ids are shifted."""
+        super().__init__()
+        self._shift = shift
+
+    def __missing__(self, inside: int) -> int:
+        shown = self[inside] = self._shift(inside)
+        return shown
+
+
 class Tree:
     """One squash file, shown with shifted ids. Safe for threads."""
 
@@ -96,9 +109,8 @@ class Tree:
         self.image = image
         self._shift = shift
         self._root_ref = image.root_ref
-        # Both bounded by the 65536 entries of an id table.
-        self._uids: dict[int, int] = {}
-        self._gids: dict[int, int] = {}
+        self.uids = Shown(shift.uid)
+        self.gids = Shown(shift.gid)
 
     @property
     def has_xattrs(self) -> bool:
@@ -138,6 +150,17 @@ class Tree:
         for after, entry in listing:
             if len(entry.name) <= MAX_NAME:
                 yield Name(entry.name, after + 2, entry.number, entry.kind, entry.ref + 2)
+
+    def segments(self, node: int, cookie: int) -> Iterator[tuple[int, int, list[int], list[DirEntry]]]:
+        """Yield (number, offset, places, entries) of a listing's parts; add 2 for readdir's cookies. ENOTDIR."""
+        return self.image.segments(self._inode(node), max(0, cookie - 2))
+
+    def statuses(self, entries: list[DirEntry]) -> Iterator[tuple[int, ...] | Exception]:
+        """Yield (mode with kind, uid, gid, mtime, ino, nlink, size, rdev) of every entry, or that one's error.
+
+        The ids are the image's: `uids` and `gids` say how they are shown.
+        """
+        return self.image.statuses([entry[1] for entry in entries])
 
     def read(self, node: int, offset: int, size: int) -> list[Buffer]:
         """Return bytes of a regular file as buffers that share memory with the cache. EISDIR, EINVAL."""
@@ -197,12 +220,6 @@ class Tree:
         return ROOT if ref == self._root_ref else ref + 2
 
     def _attr(self, inode: Inode) -> Attr:
-        uid = self._uids.get(inode.uid)
-        if uid is None:
-            uid = self._uids[inode.uid] = self._shift.uid(inode.uid)
-        gid = self._gids.get(inode.gid)
-        if gid is None:
-            gid = self._gids[inode.gid] = self._shift.gid(inode.gid)
         return Attr(
             inode.number,
             inode.size,
@@ -210,8 +227,8 @@ class Tree:
             inode.mtime,
             inode.kind | inode.mode,
             inode.nlink,
-            uid,
-            gid,
+            self.uids[inode.uid],
+            self.gids[inode.gid],
             inode.rdev,
         )
 

@@ -20,6 +20,7 @@ from squashmount.errors import DamagedError
 from squashmount.squashfs.blocks import Buffer
 
 from .complaints import Complaints, Log
+from .listing import Listings
 from .tree import EXPECTED, LIFETIME, Attr, Tree
 
 _LOOKUP, _FORGET, _GETATTR, _SETATTR, _READLINK, _SYMLINK = 1, 2, 3, 4, 5, 6
@@ -86,15 +87,12 @@ _ATTR = "6Q10I"
 _ENTRY_OUT = struct.Struct("=IiQ4Q2I" + _ATTR)
 _ATTR_OUT = struct.Struct("=IiQQ2I" + _ATTR)
 _DIRENT = struct.Struct("=QQII")
-_DIRENTPLUS = struct.Struct("=4Q2I" + _ATTR + "QQII")
 _READ_IN = struct.Struct("=QQI")
 _INIT_IN = struct.Struct("=4I")
 _INIT_OUT = struct.Struct("=IiQ4I2H2I2HI28x")
 _OPEN_OUT = struct.Struct("=IiQQII")
 _GETXATTR_OUT = struct.Struct("=IiQII")
 _STATFS_OUT = struct.Struct("=IiQ5Q4I24x")
-
-_NOTHING_ATTR = bytes(128)
 
 
 class Stats:
@@ -178,6 +176,7 @@ class _Server:
         self._stats = stats
         stats.cache_counts = tree.cache_counts
         self._complain = Complaints(log)
+        self._listings = Listings(tree, self._complain)
         # What was negotiated with a predecessor is unknown: real replies to OPEN are always right.
         self._zero_open = False
         self._zero_opendir = False
@@ -352,32 +351,9 @@ class _Server:
         return (memoryview(reply),)
 
     def _readdirplus(self, request: Request) -> Sequence[Buffer]:
-        _, offset, size = _READ_IN.unpack_from(request.body)
-        room = size + _OUT.size
-        reply = bytearray(_OUT.size)
-        attr_of = self._tree.attr
-        pack = _DIRENTPLUS.pack
-        for name, cookie, ino, kind, node in self._tree.readdir(request.node, offset):
-            length = len(name)
-            padding = -length % 8
-            if len(reply) + _DIRENTPLUS.size + length + padding > room:
-                break
-            try:
-                attr = attr_of(node) if node else None
-            except (DamagedError, OSError) as err:
-                # The entry without its inode: the kernel asks with LOOKUP, and that name alone fails.
-                self._complain(f"reading {name!r} in node {request.node}: {err}")
-                attr = None
-            if attr is None:
-                reply += _NOTHING_ATTR + _DIRENT.pack(ino, cookie, length, kind >> 12)
-            else:
-                reply += pack(
-                    node, 0, LIFETIME, LIFETIME, 0, 0, *_packed(attr), ino, cookie, length, kind >> 12
-                )  # fmt: skip
-            reply += name
-            reply += bytes(padding)
-        _OUT.pack_into(reply, 0, len(reply), 0, request.unique)
-        return (memoryview(reply),)
+        _, cookie, size = _READ_IN.unpack_from(request.body)
+        parts = self._listings.plus(request.node, cookie, size)
+        return (_OUT.pack(_OUT.size + sum(map(len, parts)), 0, request.unique), *parts)
 
     def _statfs(self, request: Request) -> Sequence[Buffer]:
         usage = self._tree.usage()

@@ -87,6 +87,18 @@ class Directories:
             for at in range(first, len(entries)):
                 yield base + places[at], entries[at]
 
+    def segments(self, inode: Inode, cookie: int = 0) -> Iterator[tuple[int, int, list[int], list[DirEntry]]]:
+        """Yield (number, cookie offset, places, entries) of the segments from the one `cookie` lies in.
+
+        The cookie that continues behind `entries[i]` is `places[i]` plus the cookie offset.
+        """
+        if inode.size <= _EMPTY:
+            return
+        index = self._index(inode)
+        for number in range(max(0, bisect_right(index.offsets, cookie) - 1), len(index.offsets)):
+            _, places, entries = self._segment(inode, index, number)
+            yield number, index.offsets[number] + 1, places, entries
+
     def lookup(self, inode: Inode, name: bytes) -> DirEntry | None:
         """Find one name; reads one segment."""
         if inode.size <= _EMPTY or not 0 < len(name) <= _MAX_NAME:

@@ -3,7 +3,7 @@
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Self
 
 from squashmount.errors import DamagedError
@@ -107,6 +107,15 @@ class SquashImage:
         """Yield (cookie, entry) from where `cookie` says; an entry's cookie continues behind it, 0 is the beginning."""
         _require(inode, stat.S_IFDIR, errno.ENOTDIR)
         return self._directories.entries(inode, cookie)
+
+    def segments(self, inode: Inode, cookie: int) -> Iterator[tuple[int, int, list[int], list[DirEntry]]]:
+        """Yield the parts of a listing from the one `cookie` lies in, see Directories.segments."""
+        _require(inode, stat.S_IFDIR, errno.ENOTDIR)
+        return self._directories.segments(inode, cookie)
+
+    def statuses(self, refs: Iterable[int]) -> Iterator[tuple[int, ...] | Exception]:
+        """Yield (mode with kind, uid, gid, mtime, number, nlink, size, rdev) of every inode, or that one's error."""
+        return self._inodes.statuses(refs)
 
     def lookup(self, inode: Inode, name: bytes) -> DirEntry | None:
         """Find one name in a directory; NotADirectoryError for other kinds."""

@@ -16,7 +16,8 @@ from squash_images import mksquash, noise
 
 from squashmount.errors import DamagedError
 from squashmount.server import wire
-from squashmount.server.tree import ROOT, Attr, Name, Tree, Usage
+from squashmount.server.tree import ROOT, Attr, Name, Shown, Tree, Usage
+from squashmount.squashfs.directories import DirEntry
 from squashmount.squashfs.image import SquashImage
 
 IN = struct.Struct("=IIQQIIIHH")
@@ -291,6 +292,7 @@ class Strange:
     """A tree with one exabyte file (node 2), one that fails in every way, and a slow one (node 9)."""
 
     has_xattrs = False
+    uids = gids = Shown(lambda inside: inside)
     SIZE = 2**63 - 1
 
     def __init__(self) -> None:
@@ -319,9 +321,18 @@ class Strange:
             assert self.go.wait(10)
         return [struct.pack("=Q", offset), b"." * (min(size, self.SIZE - offset) - 8)]
 
-    def readdir(self, _node: int, cookie: int) -> Iterator[Name]:
-        for number in (1, 2, 3, 6, 8)[cookie:]:
-            yield Name(b"n%d" % number, number + 1, 100 + number, stat.S_IFREG, number)
+    def readdir(self, _node: int, _cookie: int) -> Iterator[Name]:
+        yield Name(b"n2", 3, 102, stat.S_IFREG, 2)
+
+    def segments(self, _node: int, _cookie: int) -> Iterator[tuple[int, int, list[int], list[DirEntry]]]:
+        numbers = (2, 3, 6, 8)
+        entries = [DirEntry(b"n%d" % number, number - 2, 100 + number, stat.S_IFREG) for number in numbers]
+        yield 0, 1, list(numbers), entries
+
+    def statuses(self, entries: list[DirEntry]) -> Iterator[tuple[int, ...] | Exception]:
+        for entry in entries:
+            error = self.failures.get(entry.ref + 2)
+            yield error if isinstance(error, Exception) else (stat.S_IFREG | 0o644, 7, 8, 0, entry.number, 1, 0, 0)
 
     @staticmethod
     def usage() -> Usage:
@@ -355,7 +366,12 @@ def test_a_damaged_inode_does_not_hide_its_neighbours() -> None:
     error, payload = kernel.ask(44, ROOT, read_in(0, 65536))
     assert error == 0
     found = [(name, node) for name, _, _, node in names_in(payload, plus=True)]
-    assert found == [(b"n1", 1), (b"n2", 2), (b"n3", 0), (b"n6", 0), (b"n8", 8)]
+    assert found == [(b"n2", 2), (b"n3", 0), (b"n6", 0), (b"n8", 8)]
+    assert any("reading b'n3' in node 1" in line for line in kernel.log)
+    # resumed behind the second one: sliced from what is encoded already
+    _, rest = kernel.ask(44, ROOT, read_in(names_in(payload, plus=True)[1][1], 65536))
+    assert [name for name, *_ in names_in(rest, plus=True)] == [b"n6", b"n8"]
+    assert len(kernel.log) == 2
     kernel.close()
 
 
