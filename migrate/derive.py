@@ -5,7 +5,7 @@ its size. Why it is never the digest of a real layer: squashmount.layout.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from squashmount import jsonio
@@ -26,6 +26,25 @@ class State:
     def names_of(self, image: ImageId) -> tuple[str, ...]:
         """Return the names of one image, sorted."""
         return tuple(sorted(name for name, owner in self.names.items() if owner == image))
+
+    def with_image(self, one: Capsule) -> "State":
+        """Return the state after an image came."""
+        return State({**self.capsules, one.image: one}, self.names)
+
+    def with_names(self, image: ImageId, names: Iterable[str]) -> "State":
+        """Return the state after an image got names, perhaps of others."""
+        return State(self.capsules, {**self.names, **dict.fromkeys(names, image)})
+
+    def without_name(self, name: str) -> "State":
+        """Return the state after a name went."""
+        return State(self.capsules, {known: owner for known, owner in self.names.items() if known != name})
+
+    def without_image(self, image: ImageId) -> "State":
+        """Return the state after an image went with its names."""
+        return State(
+            {known: one for known, one in self.capsules.items() if known != image},
+            {name: owner for name, owner in self.names.items() if owner != image},
+        )
 
 
 def images_json(state: State) -> str:

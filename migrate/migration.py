@@ -88,7 +88,11 @@ def find(name: str, options: Options, store: Store | None = None) -> Source:
 
 def plan(store: Store, found: Source, options: Options) -> tuple[Action, ...]:
     """Return what has to be done now."""
-    return plan_migration(store.state(), found.image, found.diff_ids, options.format, replace=options.replace)
+    return _plan(store.state(), found, options)
+
+
+def _plan(state: State, found: Source, options: Options) -> tuple[Action, ...]:
+    return plan_migration(state, found.image, found.diff_ids, options.format, replace=options.replace)
 
 
 def migrate(store: Store, found: Source, options: Options) -> tuple[Action, ...]:
@@ -96,6 +100,8 @@ def migrate(store: Store, found: Source, options: Options) -> tuple[Action, ...]
     image = found.image
     with explained(store.root):
         actions = plan(store, found, options)
+        if not actions:
+            return ()
         if not any(isinstance(action, Squash | Share) for action in actions):
             return _publish(store, found, options, None)
         with store.lock(
@@ -132,8 +138,9 @@ def remove(
         if dry_run or not actions:
             return actions
         with store.lock(doing="rmi", timeout=options.wait, on_wait=options.on_wait) as held:
-            actions = decide(store.state())
-            _remove(store, actions, held, at_once=at_once)
+            state = publish.begin(store, held)
+            actions = decide(state)
+            _remove(store, state, actions, held, at_once=at_once)
             return actions
 
 
@@ -145,41 +152,41 @@ def prune(store: Store, options: Options, *, dry_run: bool = False, at_once: boo
             return actions + tuple(Discard(image) for image, _ in store.in_trash() if at_once)
         with store.lock(doing="prune", timeout=options.wait, on_wait=options.on_wait) as held:
             gone = publish.collect(store, held)
-            actions = plan_prune(store.state())
-            _remove(store, actions, held, at_once=at_once)
+            state = store.state()
+            actions = plan_prune(state)
+            state = _remove(store, state, actions, held, at_once=at_once)
             gone += publish.empty_trash(store) if at_once else ()
             if gone:
-                publish.refresh(store, held)
+                publish.refresh(store, state, held)
             return actions + tuple(map(Discard, gone))
 
 
-def _remove(store: Store, actions: tuple[Action, ...], held: lease.Lease, *, at_once: bool) -> None:
+def _remove(
+    store: Store, state: State, actions: tuple[Action, ...], held: lease.Lease, *, at_once: bool = False
+) -> State:
     for action in actions:
         if isinstance(action, Unname):
-            publish.remove_name(store, action.name, held)
+            state = publish.remove_name(store, state, action.name, held)
         elif isinstance(action, Drop):
-            publish.remove_image(store, action.image, held, at_once=at_once)
+            state = publish.remove_image(store, state, action.image, held, at_once=at_once)
+    return state
 
 
 def _publish(
     store: Store, found: Source, options: Options, new: tuple[Capsule, str, lease.Lease] | None
 ) -> tuple[Action, ...]:
     image = found.image
-    actions = plan(store, found, options)
-    if not actions:
-        return ()
     with store.lock(doing=f"publish {_title(image)}", timeout=options.wait, on_wait=options.on_wait) as held:
-        actions = plan(store, found, options)
+        state = publish.begin(store, held)
+        actions = _plan(state, found, options)
         names = [action.name for action in actions if isinstance(action, Name)]
         if new:
             one, staged, image_lease = new
             image_lease.check()
-            publish.add(store, one, staged, names, held)
+            state = publish.add(store, state, one, staged, held, names=names)
         else:
-            publish.add_names(store, image.id, names, held)
-        for action in actions:
-            if isinstance(action, Drop):
-                publish.remove_image(store, action.image, held)
+            state = publish.add_names(store, state, image.id, names, held)
+        _remove(store, state, actions, held)
     return actions
 
 

@@ -26,15 +26,21 @@ _PENDING = "publish.json"
 """In a capsule: the names it is to get. It goes when the publication is complete, by its writer or the next one."""
 
 
-def add(store: Store, one: Capsule, staged: str, names: Iterable[str], held: lease.Lease) -> None:
+def begin(store: Store, held: lease.Lease) -> State:
+    """Clean up after dead writers and return the state; every change below starts from one and returns the next."""
+    collect(store, held)
+    return store.state()
+
+
+def add(store: Store, state: State, one: Capsule, staged: str, held: lease.Lease, *, names: Iterable[str]) -> State:
     """Publish a finished staging directory as the capsule of an image, with names taken from whoever has them.
 
     When this raises, names and capsules are as they were.
     """
-    collect(store, held)
     target = store.layout.capsule(one.image)
     wanted = list(names)
     atomic.replace_text(os.path.join(staged, _PENDING), _json({"names": wanted}))
+    after = state.with_image(one).with_names(one.image, wanted)
     with _undoing(store, held) as undo:
         store.step("before capsule")
         held.check()
@@ -47,16 +53,19 @@ def add(store: Store, one: Capsule, staged: str, names: Iterable[str], held: lea
         atomic.sync_directory(store.layout.capsules)
         store.step("after capsule")
         _set_names(store, one.image, wanted, undo, held)
-        refresh(store, held)
+        refresh(store, after, held, changed=[one])
     _delete(os.path.join(target, _PENDING))
+    return after
 
 
-def add_names(store: Store, image: ImageId, names: Iterable[str], held: lease.Lease) -> None:
+def add_names(store: Store, state: State, image: ImageId, names: Iterable[str], held: lease.Lease) -> State:
     """Give an image names; a name that another image has moves."""
-    collect(store, held)
+    wanted = list(names)
+    after = state.with_names(image, wanted)
     with _undoing(store, held) as undo:
-        _set_names(store, image, names, undo, held)
-        refresh(store, held)
+        _set_names(store, image, wanted, undo, held)
+        refresh(store, after, held)
+    return after
 
 
 class _Undo:
@@ -93,7 +102,7 @@ class _Undo:
                 self._held.check()
                 step()
             self._held.check()
-            refresh(self._store, self._held)
+            refresh(self._store, self._store.state(), self._held)
 
 
 @contextmanager
@@ -131,29 +140,32 @@ def _copy(path: str, copy: str) -> None:
         shutil.copyfile(path, copy)
 
 
-def remove_name(store: Store, name: str, held: lease.Lease) -> None:
+def remove_name(store: Store, state: State, name: str, held: lease.Lease) -> State:
     """Take a name away; the image stays."""
-    collect(store, held)
     held.check()
     with suppress(FileNotFoundError):
         os.unlink(store.name_file(name))
     store.step("after name removal")
-    refresh(store, held)
+    after = state.without_name(name)
+    refresh(store, after, held)
+    return after
 
 
-def remove_image(store: Store, image: ImageId, held: lease.Lease, *, at_once: bool = False) -> None:
+def remove_image(store: Store, state: State, image: ImageId, held: lease.Lease, *, at_once: bool = False) -> State:
     """Withdraw an image; its squash stays in trash/ for the grace period, unless `at_once`."""
-    collect(store, held)
     held.check()
     marker = os.path.join(store.layout.trash, f"{image}{WITHDRAWN}")
     os.close(os.open(marker, os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_WRONLY | os.O_CLOEXEC, store.modes()[1]))
     atomic.sync_directory(store.layout.trash)
     store.step("after marker")
-    state = refresh(store, held)
-    collect(store, held)
-    if at_once:
+    after = state.without_image(image)
+    refresh(store, after, held)
+    held.check()
+    _withdraw(store, image)
+    if at_once or not store.grace:
         empty_trash(store, image)
-    _drop_extras(store, state)
+    _drop_extras(store, after)
+    return after
 
 
 def empty_trash(store: Store, only: ImageId | None = None) -> tuple[ImageId, ...]:
@@ -164,29 +176,48 @@ def empty_trash(store: Store, only: ImageId | None = None) -> tuple[ImageId, ...
     return tuple(image for image, _ in found)
 
 
-def refresh(store: Store, held: lease.Lease) -> State:
-    """Make what Podman reads fit the capsules; writes only what differs."""
-    state = store.state()
+def refresh(store: Store, state: State, held: lease.Lease, *, changed: Iterable[Capsule] = ()) -> None:
+    """Make what Podman reads fit the state; writes only what differs.
+
+    The derived files of an image are looked at when it has `changed` or one of them is missing; a store of hundreds of
+    images has ten thousand of them, each a request to the metadata server. `repair` names all images.
+    """
     paths = store.layout
     _hide(store, held, lambda image: image not in state.capsules)
-    for one in state.capsules.values():
-        _show_layers(store, one)
-        store.step("after links")
-        _show_data(store, one)
-        store.step("after big data")
+    for one in {each.image: each for each in (*changed, *_incomplete(store, state))}.values():
+        _show(store, one)
     held.check()
-    changed = _replace(store, paths.layers_json, derive.layers_json(state))
-    if changed:
+    reordered = _replace(store, paths.layers_json, derive.layers_json(state))
+    if reordered:
         touch_lock(paths.layers_lock, store.modes()[1])
     store.step("after layers.json")
     held.check()
-    if _replace(store, paths.images_json, derive.images_json(state)) or changed:
+    if _replace(store, paths.images_json, derive.images_json(state)) or reordered:
         touch_lock(paths.images_lock, store.modes()[1])
     store.step("after images.json")
     held.check()
     _drop_extras(store, state)
     store.step("after extras")
-    return state
+
+
+def _incomplete(store: Store, state: State) -> list[Capsule]:
+    """Return the images of which a link, a layer directory or the big data is missing; three directories tell."""
+    paths = store.layout
+    links, layers, images = (set(os.listdir(path)) for path in (paths.links, paths.overlay, paths.images))
+
+    def complete(one: Capsule) -> bool:
+        chain = {layer.id for layer in one.chain}
+        names = {layout.link_of(layer) for layer in chain} | {f"{layout.link_of(one.top)}.squash"}
+        return one.image in images and chain <= layers and names <= links
+
+    return [one for one in state.capsules.values() if not complete(one)]
+
+
+def _show(store: Store, one: Capsule) -> None:
+    _show_layers(store, one)
+    store.step("after links")
+    _show_data(store, one)
+    store.step("after big data")
 
 
 def collect(store: Store, held: lease.Lease) -> tuple[ImageId, ...]:
@@ -223,7 +254,7 @@ def _withdraw(store: Store, image: ImageId) -> None:
     with suppress(FileNotFoundError):
         os.utime(store.layout.capsule(image))  # its time begins
         os.rename(store.layout.capsule(image), kept)
-        _show_kept(store, image, kept)
+        _show_kept(store, kept)
     store.step("after capsule removal")
     os.unlink(os.path.join(store.layout.trash, f"{image}{WITHDRAWN}"))
 
@@ -244,26 +275,26 @@ def _sweep_trash(store: Store) -> tuple[ImageId, ...]:
     return tuple(gone)
 
 
-def _show_kept(store: Store, image: ImageId, path: str) -> None:
+def _show_kept(store: Store, path: str) -> None:
     """Let the layer of a withdrawn image find its squash in trash/: a container made from it may start again.
 
     Podman finds the layers of a container by their links (containers-storage drivers/overlay, `lower`), not by records.
     """
-    for one in _kept_capsules([(image, path)]):
+    for one in _capsules_in([path]):
         _symlink(
             os.path.relpath(os.path.join(path, "image.squashfs"), store.layout.links),
             store.layout.link_squash(layout.link_of(one.top)),
         )
 
 
-def _kept_capsules(kept: Iterable[tuple[ImageId, str]]) -> Iterator[Capsule]:
-    for _, path in kept:
+def _capsules_in(directories: Iterable[str]) -> Iterator[Capsule]:
+    for path in directories:
         with suppress(StoreError):
             yield capsule.read(os.path.join(path, "capsule.json"))
 
 
 def _finish_publication(store: Store, image: ImageId) -> None:
-    """Give an image the names its publisher died before writing."""
+    """Give an image the names and files its publisher died before writing."""
     path = os.path.join(store.layout.capsule(image), _PENDING)
     try:
         with open(path, "rb") as file:
@@ -275,6 +306,8 @@ def _finish_publication(store: Store, image: ImageId) -> None:
     for name in names:
         text = _json({"name": name, "image": image})
         atomic.replace_text(store.name_file(name), text, mode=store.modes()[1])
+    for one in _capsules_in([store.layout.capsule(image)]):
+        _show(store, one)  # half of it may be there, and refresh() sees only what is missing
     os.unlink(path)
 
 
@@ -353,11 +386,11 @@ def _same_files(one: str, other: str) -> bool:
 def _drop_extras(store: Store, state: State) -> None:
     """Delete the derived files of images that are gone; those in trash/ keep what a container starts with."""
     paths = store.layout
-    kept = [(image, path) for image, path in dict(store.in_trash()).items() if image not in state.capsules]
-    for image, path in kept:
-        _show_kept(store, image, path)
-    kept += [(image, paths.capsule(image)) for image in store.withdrawn()]
-    layers = {layer.id for one in (*state.capsules.values(), *_kept_capsules(kept)) for layer in one.chain}
+    kept = [path for image, path in dict(store.in_trash()).items() if image not in state.capsules]
+    for path in kept:
+        _show_kept(store, path)
+    kept += [paths.capsule(image) for image in store.withdrawn()]
+    layers = {layer.id for one in (*state.capsules.values(), *_capsules_in(kept)) for layer in one.chain}
     links = {layout.link_of(layer) for layer in layers}
     for link in os.listdir(paths.links):
         if link.removesuffix(".squash") not in links:

@@ -275,9 +275,12 @@ def create_once(path: str, text: str) -> None:
 
 def ensure_directory(path: str, mode: int) -> None:
     """Make a directory of exactly this mode, whatever the umask; correct the mode of one of ours."""
-    with suppress(FileExistsError):
-        os.mkdir(path, mode)
-    info = os.lstat(path)
+    try:
+        info = os.lstat(path)  # first: a failing mkdir(2) costs a request to the metadata server as well (Lustre)
+    except FileNotFoundError:
+        with suppress(FileExistsError):
+            os.mkdir(path, mode)
+        info = os.lstat(path)
     if stat.S_IMODE(info.st_mode) != mode and info.st_uid == os.geteuid():
         os.chmod(path, mode)
 

@@ -46,14 +46,15 @@ def repair(store: Store, *, timeout: float = 600.0) -> State:
     """Rebuild everything that Podman reads from the capsules. Damaged capsules are left out, not deleted."""
     with store.lock(doing="repair", timeout=timeout) as held:
         open_store(store.root, create=True)
-        publish.collect(store, held)
+        state = publish.begin(store, held)
         present = set(os.listdir(store.layout.capsules))
         for name, image in store.names().items():
             if image not in present:
                 os.unlink(store.name_file(name))
-        for image in store.state().capsules:
+        for image in state.capsules:
             _drop_wrong_copies(store.layout.image(image), store.layout.capsule_data(image))
-        return publish.refresh(store, held)
+        publish.refresh(store, state, held, changed=state.capsules.values())
+        return state
 
 
 def _capsules(store: Store, *, full: bool) -> list[Finding]:

@@ -116,7 +116,7 @@ def put(store: Store, seed: str, names: Iterable[str], squash: bytes) -> ImageId
     with store.lock(doing="test", name=f"image-{image_id(seed)}") as mine:
         one, directory = staged(store, seed, squash=squash, token=mine.holder.token)
         with store.lock(doing="test") as held:
-            publish.add(store, one, directory, names, held)
+            publish.add(store, publish.begin(store, held), one, directory, held, names=names)
     return one.image
 
 
