@@ -9,6 +9,12 @@ from squashmount.errors import StoreError
 from squashmount.ids import ImageId, LayerId
 
 FORMAT = 1
+_OF_ITS_STORE = ("names", "layer", "mapped-layers", "mapped-image-layers")
+
+
+def own_record(record: jsonio.JsonObject) -> jsonio.JsonObject:
+    """Return Podman's record of an image without the members that hold only in the store it comes from."""
+    return {key: value for key, value in record.items() if key not in _OF_ITS_STORE}
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,7 @@ from dataclasses import dataclass
 from squashmount import jsonio
 from squashmount.ids import ImageId
 
-from .capsule import Capsule
-
-_NOT_COPIED = ("mapped-layers", "mapped-image-layers", "layer", "names")
+from .capsule import Capsule, own_record
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +60,8 @@ def _ordered(state: State) -> list[Capsule]:
 
 
 def _image(state: State, capsule: Capsule) -> jsonio.JsonObject:
-    record = {key: value for key, value in capsule.record.items() if key not in _NOT_COPIED}
     names = state.names_of(capsule.image)
-    return record | ({"names": list(names)} if names else {}) | {"layer": capsule.top}
+    return own_record(capsule.record) | ({"names": list(names)} if names else {}) | {"layer": capsule.top}
 
 
 def _layers(capsule: Capsule) -> Iterator[jsonio.JsonObject]:

@@ -68,15 +68,26 @@ class Holder:
         return 0 not in {started, self.started} and started != self.started
 
 
+def user_name() -> str:
+    """Return who runs this: the name, or the number of a user without one."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())
+
+
 def me(doing: str) -> Holder:
     """Describe this process, with a fresh token."""
     pid = os.getpid()
-    try:
-        user = pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:
-        user = str(os.getuid())
     return Holder(
-        user, socket.gethostname(), pid, _start_time(pid), _boot_id(), _pid_space(), secrets.token_hex(12), doing
+        user=user_name(),
+        host=socket.gethostname(),
+        pid=pid,
+        started=_start_time(pid),
+        boot=_boot_id(),
+        pid_space=_pid_space(),
+        token=secrets.token_hex(12),
+        doing=doing,
     )
 
 

@@ -3,8 +3,8 @@
 import dataclasses
 import hashlib
 import os
-import pwd
 import shutil
+import socket
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from squashmount import atomic, jsonio, layout, process
 from squashmount.errors import ImageNotFoundError, StoreError, UsageError
 
 from . import lease, mksquashfs, publish, source, squash
-from .capsule import Capsule
+from .capsule import Capsule, own_record
 from .derive import State
 from .image import Graph, Image, read_graph
 from .job import Job
@@ -24,8 +24,6 @@ from .progress import Progress
 from .source import Podman, PodmanStore
 from .store import Store
 from .trouble import explained
-
-_NOT_IN_RECORD = ("names", "layer", "mapped-layers", "mapped-image-layers")
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,7 +247,7 @@ def _copy_big_data(found: Source, target: str, modes: tuple[int, int]) -> None:
 def _capsule(found: Source, options: Options, made: squash.Squashed) -> Capsule:
     return Capsule(
         image=found.image.id,
-        record={key: value for key, value in found.image.raw.items() if key not in _NOT_IN_RECORD},
+        record=own_record(found.image.raw),
         diff_ids=found.diff_ids,
         size=made.size,
         sha256=made.sha256,
@@ -267,7 +265,7 @@ def _capsule(found: Source, options: Options, made: squash.Squashed) -> Capsule:
 
 
 def _capsule_like(found: Source, other: Capsule) -> Capsule:
-    record = {key: value for key, value in found.image.raw.items() if key not in _NOT_IN_RECORD}
+    record = own_record(found.image.raw)
     return dataclasses.replace(
         other, image=found.image.id, record=record, squashed=now(), made_by=made_by(), layers=found.layer_count
     )
@@ -295,11 +293,7 @@ def now() -> str:
 
 def made_by() -> str:
     """Return who runs this and where, for people."""
-    try:
-        user = pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:
-        user = str(os.getuid())
-    return f"{user}@{os.uname().nodename}"
+    return f"{lease.user_name()}@{socket.gethostname()}"
 
 
 def _title(image: Image) -> str:

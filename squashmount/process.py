@@ -91,17 +91,6 @@ def _gone(child: subprocess.Popen[bytes], seconds: float) -> bool:
     return True
 
 
-def status(*argv: str, env: Mapping[str, str] | None = None, cwd: str | None = None, log: Log = quiet) -> int:
-    """Run a program for its exit status alone."""
-    log("$ " + shlex.join(argv))
-    try:
-        return subprocess.run(
-            argv, env=env, cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, check=False
-        ).returncode
-    except OSError:
-        return 127
-
-
 def _checked(
     argv: Sequence[str],
     *,
