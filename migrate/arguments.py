@@ -1,6 +1,7 @@
 """The options of `migrate2scratch` and their help."""
 
 import argparse
+from importlib.metadata import version
 
 from squashmount import errors
 
@@ -21,6 +22,7 @@ def parser() -> argparse.ArgumentParser:
         epilog="DIR may also come from SQUASH_DIR or from squash_dir in /etc/squashmount.toml.\n\nexit codes:\n"
         + codes,
     )
+    top.add_argument("--version", action="version", version=f"{PROGRAM} {version('squashmount')}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _mig(commands.add_parser("mig", help="squash an image of your Podman into DIR"))
     rmi = _command(commands, "rmi", "remove a name, and with its last name the image", image=True)

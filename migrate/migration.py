@@ -66,17 +66,19 @@ class Source:
         return len(jsonio.get_strs(jsonio.get_object(config, "rootfs"), "diff_ids"))
 
 
-def find(name: str, options: Options, store: Store | None = None) -> Source:
+def find(name: str, options: Options, store: Store) -> Source:
     """Find the image in Podman's own store; errors say why it cannot be squashed from there."""
     pod = source.describe(options.podman, options.log)
-    graph = read_graph(pod.graphroot, pod.driver, pod.additional)
-    wanted = source.resolve(options.podman, graph, name, options.log)
+    with explained(pod.graphroot):
+        graph = read_graph(pod.graphroot, pod.driver, pod.additional)
+        wanted = source.resolve(options.podman, graph, name, options.log)
     image = graph.image(wanted)
     if image is None:
-        already = store is not None and wanted in store.state().capsules
+        with explained(store.root):
+            already = wanted in store.state(readable_only=True).capsules
         raise ImageNotFoundError(
             f"{name} is not in your own store {pod.graphroot}, only in an additional one.",
-            details=f"image {wanted[:12]}" + (f" is in {store.root} already" if already and store else ""),
+            details=f"image {wanted[:12]}" + (f" is in {store.root} already" if already else ""),
             hint="" if already else f"podman pull {name}",
         )
     if not image.layer:
@@ -86,7 +88,8 @@ def find(name: str, options: Options, store: Store | None = None) -> Source:
 
 def plan(store: Store, found: Source, options: Options) -> tuple[Action, ...]:
     """Return what has to be done now."""
-    return _plan(store.state(), found, options)
+    with explained(store.root):
+        return _plan(store.state(), found, options)
 
 
 def _plan(state: State, found: Source, options: Options) -> tuple[Action, ...]:

@@ -222,6 +222,11 @@ def test_wrong_use(capsys: pytest.CaptureFixture[str]) -> None:
     assert "130   interrupted" in capsys.readouterr().out
 
 
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert re.fullmatch(r"migrate2scratch \d+\.\d+\.\d+\S*", capsys.readouterr().out.strip())
+
+
 def test_a_busy_store_says_by_whom(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
     with lease.hold(store.layout.lock, "store", doing="publish something"):
         assert main(["rmi", "--wait", "0", "a:1", store.root]) == 7

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import signal
 import stat
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from squashmount.migrate.store import DAY, Store, open_store
 from squashmount.migrate.trouble import explained
 
 from squashmount import layout
-from squashmount.errors import BusyError, SpaceError, StoreError
+from squashmount.errors import BusyError, SpaceError, SquashmountError, StoreError
 from squashmount.ids import ImageId
 
 A, B = image_id("a"), image_id("b")
@@ -487,6 +488,27 @@ def test_a_missing_file_of_another_image_comes_back(root: str, squash: bytes) ->
     os.unlink(squash_link(store, A))
     put(store, "b", ["x/b:1"], squash)
     assert_valid(store)
+
+
+@pytest.mark.parametrize(
+    ("number", "path", "kind", "message"),
+    [
+        (errno.ENOSPC, None, SpaceError, "No space left in /store."),
+        (errno.ENOSPC, "/store/squashmount/x", SpaceError, "No space left in /store."),
+        (errno.ENOSPC, "/tmp/t/x", SpaceError, "No space left in /tmp/t."),
+        (errno.EACCES, "/store/x", SpaceError, "/store is not writable for you."),
+        (errno.EACCES, "/graph/overlay-images/x", SquashmountError, "no access to /graph/overlay-images."),
+        (errno.EACCES, "/storefront/x", SquashmountError, "no access to /storefront."),
+        (errno.EIO, "/store/x", StoreError, "trouble in /store."),
+        (errno.EIO, "/graph/x", SquashmountError, "trouble in /graph."),
+    ],
+)
+def test_the_blame_goes_to_the_right_place(
+    number: int, path: str | None, kind: type[SquashmountError], message: str
+) -> None:
+    with pytest.raises(SquashmountError, match=re.escape(message)) as caught, explained("/store"):
+        raise OSError(number, os.strerror(number), path)
+    assert type(caught.value) is kind
 
 
 def test_an_unfinished_init_can_be_finished(root: str) -> None:
