@@ -100,7 +100,8 @@ def _follow(argv: tuple[str, ...], job: Job, progress: Progress, log: process.Lo
 def _error(message: jsonio.JsonObject) -> SquashmountError:
     brief, details = jsonio.get_str(message, "brief"), jsonio.get_str(message, "details", "")
     if any(text in details for text in _NO_SPACE):
-        return SpaceError("No space for the squash file.", details=details, hint="free space in DIR or raise the quota")
+        hint = "free space in DIR (migrate2scratch prune --now empties its trash) or raise the quota"
+        return SpaceError("No space for the squash file.", details=details, hint=hint)
     kind = getattr(errors, jsonio.get_str(message, "kind"), ToolError)
     error: SquashmountError = kind(brief, details=details, hint=jsonio.get_str(message, "hint", ""))
     return error

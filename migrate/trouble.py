@@ -8,8 +8,11 @@ from contextlib import contextmanager
 from squashmount.errors import SpaceError, SquashmountError, StoreError
 
 _MEANING = {
-    errno.ENOSPC: ("No space left in {where}.", "free space there, or use another DIR"),
-    errno.EDQUOT: ("Your quota in {where} is exceeded.", "free space there, or ask for more quota"),
+    errno.ENOSPC: ("No space left in {where}.", "free space there (migrate2scratch prune --now), or use another DIR"),
+    errno.EDQUOT: (
+        "Your quota in {where} is exceeded.",
+        "free space there (migrate2scratch prune --now), or ask for more quota",
+    ),
     errno.EROFS: ("{where} is mounted read-only.", "run this where the file system is writable"),
     errno.EACCES: ("{where} is not writable for you.", "use a DIR of your own, or ask its owner"),
     errno.EPERM: ("{where} is not writable for you.", "use a DIR of your own, or ask its owner"),

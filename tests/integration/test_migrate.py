@@ -315,6 +315,8 @@ def test_killed_at_ten_points(bench: Bench, slow: str) -> None:
     bench.login.migrate("mig", slow, str(directory)).ok()
     duration = time.monotonic() - began
     bench.login.migrate("rmi", slow, str(directory)).ok()
+    temporary = bench.directory("tmp")
+    bench.login.env["TMPDIR"] = str(temporary)
     for point in range(10):
         killed(bench.login, directory, "mig", slow, after=duration * (point + 0.5) / 10, number=signal.SIGKILL)
         shown = listed(node)
@@ -323,6 +325,8 @@ def test_killed_at_ten_points(bench: Bench, slow: str) -> None:
             bench.login.migrate("rmi", slow, str(directory)).ok()
         assert node.podman("run", "--rm", bench.name, "cat", "/work/mine").ok() == "33"
     assert_nothing_left(bench.login)
+    del bench.login.env["TMPDIR"]
+    assert os.listdir(temporary) == []
     bench.login.migrate("mig", slow, str(directory)).ok()
     assert bench.login.migrate("verify", "--full", str(directory)).ok().endswith("is sound")
     assert os.listdir(directory / "squashmount/staging") == os.listdir(directory / "squashmount/lock") == []
