@@ -91,7 +91,7 @@ class _Undo:
         self.push(os.rename, backup, path)
 
     def forget(self) -> None:
-        """Delete the backups: the change is complete."""
+        """Delete the backups: the change is complete, or taken back."""
         for backup in self._backups:
             _delete(backup)
 
@@ -102,6 +102,7 @@ class _Undo:
                 self._held.check()
                 step()
             self._held.check()
+            self.forget()  # rename(2) does nothing when both names are links to one file: the backup is still there
             refresh(self._store, self._store.state(), self._held)
 
 

@@ -15,7 +15,7 @@ from squashmount.migrate import lease, publish, verify
 from squashmount.migrate.store import DAY, Store, open_store
 from squashmount.migrate.trouble import explained
 
-from squashmount import layout
+from squashmount import atomic, layout
 from squashmount.errors import BusyError, SpaceError, SquashmountError, StoreError
 from squashmount.ids import ImageId
 
@@ -252,6 +252,26 @@ def test_a_damaged_capsule_is_not_shown_and_can_be_made_again(root: str, squash:
     put(store, "a", ["x/a:1"], squash)
     assert shown(store) == {A: ["x/a:1"], B: ["x/b:1"]}
     assert_valid(store)
+    assert os.listdir(store.layout.trash) == []
+
+
+def test_an_undone_change_leaves_nothing_in_the_trash(
+    root: str, squash: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(root, create=True)
+    put(store, "a", ["x/moved:1"], squash)
+    replace = atomic.replace_text
+
+    def full(path: str, text: str, **more: int) -> None:
+        if path.startswith(store.layout.names):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replace(path, text, **more)
+
+    monkeypatch.setattr(atomic, "replace_text", full)
+    with pytest.raises(OSError, match="No space"):
+        put(store, "b", ["x/moved:1"], squash)
+    monkeypatch.undo()
+    assert shown(store) == {A: ["x/moved:1"]}
     assert os.listdir(store.layout.trash) == []
 
 
