@@ -112,6 +112,13 @@ def test_unknown_options_are_not_dropped(compute: Node, top: Path) -> None:
     assert "hint:" in refused.err
 
 
+def test_options_only_fuse_overlayfs_has_work(compute: Node, top: Path) -> None:
+    _base, options = upper(compute)
+    done = in_mount(compute, f"lowerdir={top}/diff,{options},xattr_permissions=2", "cat work/mine; stat -f -c %T .")
+    assert done.ok().split() == ["33", "fuseblk"]
+    assert "xattr_permissions=2 is fuse-overlayfs' own" in compute.log()
+
+
 def test_no_squash_means_fuse_overlayfs_as_it_is(compute: Node) -> None:
     for name in ("one", "two"):
         compute.run("mkdir", "-p", str(compute.base / name)).ok()

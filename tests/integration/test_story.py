@@ -28,7 +28,7 @@ def test_compute_node_lists_it_once_and_runs_it(compute: Node, busybox: str) -> 
 
 
 def test_another_users_read_only_store(
-    make_node: Callable[..., Node], lab: Path, bob: User, busybox: str, store: Path
+    make_node: Callable[..., Node], lab: Path, bob: User, busybox: str, debian: str, store: Path
 ) -> None:
     seen = lab / "read-only-store"
     seen.mkdir()
@@ -38,6 +38,9 @@ def test_another_users_read_only_store(
         node = make_node(bob, stores=(seen,))
         script = "id -u; stat -c %u /work/mine /bin/busybox; touch /work/new /new; cat /work/mine"
         assert node.podman("run", "--rm", busybox, "sh", "-c", script).ok().split() == ["0", "33", "0", "33"]
+        owners = ("stat", "-c", "%u:%g %a", "/odd/owned", "/odd/high", "/odd/setuid")
+        shown = node.podman("run", "--rm", debian, *owners).ok().splitlines()
+        assert shown == ["1000:2000 644", "65533:65533 644", "0:0 4755"]
         node.close()
     finally:
         run("umount", str(seen)).ok()
