@@ -70,7 +70,7 @@ def _umount(options: argparse.Namespace) -> int:
     except PermissionError:
         from .process import run  # noqa: PLC0415 - subprocess is needed by this branch only
 
-        run("fusermount3", "-u", directory, hint="as root: apt-get install fuse3 (dnf install fuse3)")
+        run("fusermount3", "-u", directory)
     except OSError as err:
         raise SquashmountError(
             f"Cannot unmount {options.directory}.", details=str(err), hint=f"see who uses it: fuser -vm {directory}"

@@ -9,7 +9,7 @@ from .host import Host, probe_host
 from .keeper import using_server
 from .lowers import Lower, resolve_lowers
 from .overlay import hand_over, mount_fuse_overlayfs, mount_kernel, record_kind, recorded_kind
-from .plan import FUSE, MountPlan, plan_mount
+from .plan import FUSE, KERNEL, MountPlan, plan_mount
 from .request import MountRequest, parse_request
 from .runtime import Log, remembered_whiteouts, state_dir
 
@@ -29,14 +29,18 @@ def mount_for_podman(options: str, target: str) -> None:
     request = parse_request(options, os.path.realpath(target))
     host = probe_host()
     lowers = resolve_lowers(request.lowers, cwd=os.getcwd())
-    if not any(lower.squash for lower in lowers):
-        # Nothing of ours is involved: no state, no log, exactly what Podman would have got without us
-        hand_over(request._replace(target=target), host)
-    state = os.path.realpath(state_dir(config, environ))
+    try:
+        state = os.path.realpath(state_dir(config, environ))
+    except HostError:
+        if any(lower.squash for lower in lowers):
+            raise
+        # An image that is not squashed needs nothing of ours: what Podman would have got without us
+        hand_over(request, host)
     call = _Call(request, host, config, state, Log(state, config.log_level))
     call.log.detail(f"{request.target}: -o {options}")
     try:
-        _execute(call, _planned(call, lowers))
+        plan = _planned(call, lowers)
+        _execute(call, plan) if plan.squash else _execute_unpacked(call, plan)
     except Exception as err:
         call.log.fail(f"{request.target}: {err}")
         raise
@@ -71,6 +75,24 @@ def _execute(call: _Call, plan: MountPlan) -> None:
             other = _fallback(call, plan, err)
     # The other overlay may want another server: fuse-overlayfs shifts the ids itself
     _execute(call, other)
+
+
+def _execute_unpacked(call: _Call, plan: MountPlan) -> None:
+    """Mount an image that is not squashed: as fast as without a mount program where that shows the same tree."""
+    request = call.request
+    call.log.detail(f"{request.target}: {plan.describe()}")
+    record_kind(request, plan.overlay)
+    if plan.overlay == KERNEL:
+        empty = os.path.join(call.state, "empty")
+        os.makedirs(empty, mode=0o700, exist_ok=True)
+        try:
+            mount_kernel(request, plan, "", empty, userns=call.host.userns)
+            return
+        except OSError as err:
+            plan = _fallback(call, plan, err)
+        call.log.detail(f"{request.target}: {plan.describe()}")
+        record_kind(request, plan.overlay)
+    hand_over(request, call.host)
 
 
 def _fallback(call: _Call, plan: MountPlan, error: OSError) -> MountPlan:

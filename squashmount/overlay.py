@@ -3,11 +3,12 @@
 import errno
 import os
 from contextlib import ExitStack, suppress
+from typing import NoReturn
 
 from . import linux
 from .errors import HostError, ToolError
 from .host import Host
-from .plan import MountPlan
+from .plan import FUSE, KERNEL, MountPlan
 from .request import MountRequest, escape_path, split_options
 
 PAGE = 4096
@@ -19,10 +20,10 @@ _RECORD = "squashmount-overlay"
 def mount_kernel(request: MountRequest, plan: MountPlan, squash_root: str, empty: str, *, userns: bool) -> None:
     """Mount kernel overlay on the target. Raises OSError with the kernel's errno.
 
-    `squash_root` is where the server shows the squash, `empty` an empty directory: without an upper layer the kernel
-    wants at least two lowers.
+    `squash_root` is where the server shows the squash ("" when there is none), `empty` an empty directory: without an
+    upper layer the kernel wants at least two lowers.
     """
-    lowers = [*plan.above, squash_root]
+    lowers = [*plan.above, *([squash_root] if squash_root else [])]
     if request.upper is None and len(lowers) == 1:
         lowers.append(empty)
     options = [*request.kernel_options]
@@ -60,10 +61,12 @@ def _short(path: str, stack: ExitStack) -> str:
 
 
 def _allow_volatile_again(work: str) -> None:
-    # overlayfs.rst, "Volatile mount": after an unclean end the kernel refuses the upper layer until this is gone.
-    # Podman asks for volatile only for containers whose content nobody keeps (--rm).
-    with suppress(FileNotFoundError):
-        os.rmdir(os.path.join(work, "work", "incompat", "volatile"))
+    # overlayfs.rst, "Volatile mount": the kernel leaves work/incompat/volatile/dirty and refuses the upper layer until
+    # it is gone. Podman asks for volatile only for containers whose content nobody keeps (--rm).
+    incompat = os.path.join(work, "work", "incompat")
+    for remove, path in ((os.unlink, "volatile/dirty"), (os.rmdir, "volatile"), (os.rmdir, "")):
+        with suppress(FileNotFoundError):
+            remove(os.path.join(incompat, path))
 
 
 def mount_fuse_overlayfs(request: MountRequest, plan: MountPlan, squash_root: str, host: Host) -> None:
@@ -91,7 +94,7 @@ def _plain(path: str, stack: ExitStack) -> str:
     return _short(path, stack) if any(char in path for char in ":,\\") else path
 
 
-def hand_over(request: MountRequest, host: Host) -> None:
+def hand_over(request: MountRequest, host: Host) -> NoReturn:
     """Become fuse-overlayfs with exactly the arguments Podman gave. Returns only by an exception."""
     if host.fuse_overlayfs is None:
         raise _no_fuse_overlayfs("no layer of this image has a squash file")
@@ -107,20 +110,27 @@ def _no_fuse_overlayfs(reason: str) -> HostError:
 
 
 def recorded_kind(request: MountRequest) -> str:
-    """Return the kind of overlay that wrote this container's upper layer before, "" for a new or read-only one."""
-    if request.work is None:
+    """Return the kind of overlay that wrote this container's upper layer before, "" for a new or read-only one.
+
+    An upper layer with content but without our record was written by something else. fuse-overlayfs reads what both
+    write (whiteouts as devices and as `.wh.` files, both kinds of opaque marks), kernel overlay only its own.
+    """
+    if request.work is None or request.upper is None:
         return ""
     try:
         with open(_record(request.work), encoding="ascii") as file:
             kind = file.read(16)
     except FileNotFoundError:
-        return ""
-    return kind if kind in {"kernel", "fuse"} else ""
+        kind = ""
+    if kind in {KERNEL, FUSE}:
+        return kind
+    with os.scandir(request.upper) as entries:
+        return FUSE if next(entries, None) is not None else ""
 
 
 def record_kind(request: MountRequest, kind: str) -> None:
-    """Remember the kind beside the upper layer; Podman removes it with the container. `--rm` needs no memory."""
-    if request.work is not None and not request.volatile:
+    """Remember the kind beside the upper layer; Podman removes it with the container."""
+    if request.work is not None:
         with open(_record(request.work), "w", encoding="ascii") as file:
             file.write(kind)
 

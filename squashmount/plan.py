@@ -25,8 +25,8 @@ class Shift(NamedTuple):
 class MountPlan(NamedTuple):
     """What will be mounted and why.
 
-    `overlay` is "kernel" or "fuse", `above` are the unpacked layers over the squash, topmost first, `ignored` the
-    options the chosen overlay has no use for.
+    `overlay` is "kernel" or "fuse"; `squash` is "" for an image that is not squashed; `above` are the unpacked layers
+    over the squash, topmost first; `ignored` are the options the chosen overlay has no use for.
     """
 
     overlay: str
@@ -45,6 +45,8 @@ class MountPlan(NamedTuple):
     def describe(self) -> str:
         """Say in one line what is mounted and why."""
         ignored = f", without use for {', '.join(self.ignored)}" if self.ignored else ""
+        if not self.squash:
+            return f"{self.overlay} overlay ({self.reason}) over {len(self.above)} unpacked layers{ignored}"
         over = f" under {len(self.above)} unpacked layers" if self.above else ""
         shifted = ", ids shifted" if self.shift != Shift() else ""
         return (
@@ -61,21 +63,22 @@ def plan_mount(
     whiteouts: Callable[[str], bool],
     earlier: str = "",
 ) -> MountPlan:
-    """Decide what to mount; at least one of the lowers has a squash.
+    """Decide what to mount.
 
     `whiteouts` tells whether an unpacked layer holds `.wh.` files; `earlier` is the kind of overlay that wrote this
     container's upper directory before ("" for a new container).
 
     Raises HostError or UsageError when what was asked for (or forced by the configuration) cannot be done.
     """
-    top, squash = next((index, lower.squash) for index, lower in enumerate(lowers) if lower.squash)
+    squashed = (index for index, lower in enumerate(lowers) if lower.squash)
     # A squash is the flattened image: what lies below it in the list is inside it already.
+    top = next(squashed, len(lowers))
     above = tuple(lower.path for lower in lowers[:top])
     overlay, reason = _overlay(config, _kernel_obstacle(request, above, host, whiteouts), earlier)
     return MountPlan(
         overlay=overlay,
         reason=reason,
-        squash=squash,
+        squash=(lowers[top].squash or "") if top < len(lowers) else "",
         above=above,
         engine=_engine(request, host, config, overlay),
         shift=_shift(request, host, overlay),
@@ -108,12 +111,12 @@ def _kernel_obstacle(
     if request.fuse_only:
         return f"option {request.fuse_only[0]} is fuse-overlayfs' own"
     if request.shifted and above:
-        return "the unpacked layers above the squash need their ids shifted"
+        return "unpacked layers need their ids shifted"
     if request.shifted and request.upper is not None and not request.volatile:
         # The upper layer may be committed later, so its files must have unshifted ids on disk.
         return "the container is kept and has its own id map"
     if any(whiteouts(path) for path in above):
-        return "an unpacked layer above the squash has .wh. files"
+        return "an unpacked layer has .wh. files"
     return ""
 
 

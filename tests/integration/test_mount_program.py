@@ -9,6 +9,7 @@ from peers import top_layer
 pytestmark = [pytest.mark.needs_root, pytest.mark.needs_fuse, pytest.mark.needs_podman]
 
 ODD = "a b:c,d\\e"
+KIND = "stat -f -c %T . | sed s/fuseblk/fuse/"  # what coreutils calls FUSE before 9.7
 
 
 @pytest.fixture
@@ -76,7 +77,7 @@ def test_volatile_upper_layers_can_be_mounted_again(compute: Node, top: Path) ->
     _base, options = upper(compute)
     call = f"lowerdir={top}/diff,{options},volatile"
     in_mount(compute, call, "touch once").ok()
-    assert in_mount(compute, call, "ls once").ok() == "once"
+    assert in_mount(compute, call, f"ls once; {KIND}").ok().split() == ["once", "overlayfs"]
 
 
 @pytest.mark.parametrize(
@@ -106,7 +107,8 @@ def test_unknown_options_are_not_dropped(compute: Node, top: Path) -> None:
     in_mount(compute, call, "true")
     assert "brand_new=1 is fuse-overlayfs' own" in compute.log()
     compute.env["SQUASHMOUNT_OVERLAY"] = "kernel"
-    refused = in_mount(compute, call, "true")
+    _base, options = upper(compute, "another")
+    refused = in_mount(compute, f"lowerdir={top}/diff,{options},volatile,brand_new=1", "true")
     assert refused.code == 2
     assert "brand_new=1" in refused.err
     assert "hint:" in refused.err
@@ -114,20 +116,41 @@ def test_unknown_options_are_not_dropped(compute: Node, top: Path) -> None:
 
 def test_options_only_fuse_overlayfs_has_work(compute: Node, top: Path) -> None:
     _base, options = upper(compute)
-    done = in_mount(compute, f"lowerdir={top}/diff,{options},xattr_permissions=2", "cat work/mine; stat -f -c %T .")
-    assert done.ok().split() == ["33", "fuseblk"]
+    done = in_mount(compute, f"lowerdir={top}/diff,{options},xattr_permissions=2", f"cat work/mine; {KIND}")
+    assert done.ok().split() == ["33", "fuse"]
     assert "xattr_permissions=2 is fuse-overlayfs' own" in compute.log()
 
 
-def test_no_squash_means_fuse_overlayfs_as_it_is(compute: Node) -> None:
+def unpacked(node: Node) -> str:
     for name in ("one", "two"):
-        compute.run("mkdir", "-p", str(compute.base / name)).ok()
-        compute.run("touch", str(compute.base / name / name)).ok()
-    _base, options = upper(compute)
-    done = in_mount(compute, f"lowerdir={compute.base}/one:{compute.base}/two,{options}", "ls; stat -f -c %T .")
-    # stat of coreutils 9.1 calls every FUSE fuseblk, that of 9.7 fuse
-    assert done.ok().removesuffix("blk").split() == ["one", "two", "fuse"]
-    assert not compute.state().exists()
+        node.run("mkdir", "-p", str(node.base / name)).ok()
+        node.run("touch", str(node.base / name / name)).ok()
+    _base, options = upper(node)
+    return f"lowerdir={node.base}/one:{node.base}/two,{options}"
+
+
+def test_images_that_are_not_squashed_get_kernel_overlay(compute: Node) -> None:
+    done = in_mount(compute, unpacked(compute), f"ls; rm one; {KIND}")
+    assert done.ok().split() == ["one", "two", "overlayfs"]
+    # the deletion is a device that kernel overlay made: it stays with kernel overlay
+    assert in_mount(compute, unpacked(compute), "ls").ok() == "two"
+    assert not compute.servers()
+
+
+@pytest.mark.parametrize("reason", ["forced", "whiteout", "foreign upper", "shifted"])
+def test_images_that_are_not_squashed_get_fuse_overlayfs_where_only_that_is_right(compute: Node, reason: str) -> None:
+    call = unpacked(compute)
+    if reason == "forced":
+        compute.env["SQUASHMOUNT_OVERLAY"] = "fuse"
+    elif reason == "whiteout":
+        compute.run("touch", str(compute.base / "one/.wh.two")).ok()
+    elif reason == "foreign upper":
+        compute.run("touch", str(compute.base / "c/diff/.wh.two")).ok()
+    else:
+        call += ",uidmapping=0:100:50,gidmapping=0:100:50"
+    done = in_mount(compute, call, f"ls; {KIND}")
+    deleted = reason in {"whiteout", "foreign upper"}
+    assert done.ok().split() == (["one"] if deleted else ["one", "two"]) + ["fuse"]
 
 
 @pytest.mark.parametrize(

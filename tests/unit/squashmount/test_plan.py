@@ -30,6 +30,15 @@ def plan(
     return plan_mount(request, lowers, host, config or Config(), whiteouts=lambda _path: whiteouts, earlier=earlier)
 
 
+def test_an_image_that_is_not_squashed_keeps_all_its_layers() -> None:
+    other = Lower("l/O", "/g/overlay/o/diff")
+    got = plan(lowers=(PLAIN, other))
+    assert (got.overlay, got.squash, got.above) == (KERNEL, "", (PLAIN.path, other.path))
+    assert "2 unpacked layers" in got.describe()
+    assert plan(lowers=(PLAIN, other), whiteouts=True).overlay == FUSE
+    assert plan(RW + ",volatile" + KEEP_ID, lowers=(PLAIN,)).overlay == FUSE
+
+
 def test_squash_gets_kernel_overlay_and_the_wire_engine() -> None:
     got = plan()
     assert (got.overlay, got.squash, got.above, got.engine) == (KERNEL, "/s/a.squashfs", (), "wire")
