@@ -16,7 +16,9 @@ needed_to_test="squashfuse_ll:squashfuse:squashfuse debootstrap:debootstrap:debo
   make:make:make dpkg-source:dpkg-dev:dpkg-dev /usr/include/zlib.h:zlib1g-dev:zlib-devel /usr/include/lzma.h:liblzma-dev:xz-devel
   /usr/include/lz4.h:liblz4-dev:lz4-devel /usr/include/zstd.h:libzstd-dev:libzstd-devel
   pgrep:procps:procps-ng"
-test_extras='[test,lzo,pyfuse3]'
+# podman-hpc's mount program waits with inotifywait
+needed_to_bench="inotifywait:inotify-tools:inotify-tools losetup:mount:util-linux"
+test_extras='[test,lzo,pyfuse3,bench]'
 
 say() { printf '%s\n' "$*" >&2; }
 
