@@ -262,6 +262,54 @@ def test_a_damaged_squash_is_refused_with_cause_and_fix(
     assert not node.servers()
 
 
+@pytest.fixture
+def private_store(store: Path, busybox: str, debian: str, lab: Path, alice: User) -> Path:
+    """A copy of the store whose squash files a test may damage."""
+    assert busybox
+    assert debian
+    copy = Path(tempfile.mkdtemp(dir=lab))
+    run("cp", "-a", f"{store}/.", str(copy)).ok()
+    run("chown", f"{alice.uid}:{alice.gid}", str(copy)).ok()
+    return copy
+
+
+@pytest.mark.parametrize("damage", ["rm {0}", "cp {0} {0}.new && truncate -s 0 {0}.new && mv {0}.new {0}"])
+def test_a_file_replaced_or_removed_stays_what_it_was_for_running_containers(
+    make_node: Callable[..., Node], alice: User, private_store: Path, busybox: str, damage: str
+) -> None:
+    node = make_node(alice, stores=(private_store,))
+    node.podman("run", "-d", "--name", "kept", busybox, "sleep", "600").ok()
+    for squash in private_store.glob("squashmount/capsules/*/image.squashfs"):
+        run("sh", "-c", damage.format(squash)).ok()
+    # nobody has read these before
+    assert node.podman("exec", "kept", "cat", "/work/mine").ok() == "33"
+    assert "www" in node.podman("exec", "kept", "cat", "/etc/passwd").ok()
+    done = node.podman("run", "--rm", busybox)
+    assert done.code != 0
+    assert "hint:" in done.err
+    node.podman("rm", "-f", "-t0", "kept").ok()
+
+
+def test_a_file_truncated_under_the_server_is_an_error_of_that_read(
+    make_node: Callable[..., Node], alice: User, private_store: Path, debian: str
+) -> None:
+    node = make_node(alice, stores=(private_store,))
+    node.podman("run", "-d", "--name", "kept", debian, "sleep", "600").ok()
+    # the programs themselves must be in the page cache: a missing page of theirs would be SIGBUS
+    node.podman("exec", "kept", "cat", "/etc/passwd").ok()
+    servers = node.servers()
+    for squash in private_store.glob("squashmount/capsules/*/image.squashfs"):
+        run("truncate", "-s", "4096", str(squash)).ok()
+    # a file nobody has read before; what is in the page cache goes on being served
+    done = node.run("timeout", "20", "podman", "exec", "kept", "cat", "/odd/noise")
+    assert done.code == 1
+    assert node.podman("exec", "kept", "cat", "/etc/passwd").ok()
+    assert "/output error" in done.err.lower()
+    assert node.servers() == servers
+    assert "damaged" in node.log() or "error" in node.log()
+    node.podman("rm", "-f", "-t0", "kept").ok()
+
+
 def test_the_log_is_bounded(node: Node, busybox: str) -> None:
     node.podman("run", "--rm", busybox).ok()
     log = node.state() / "log"
