@@ -39,12 +39,13 @@ def plot(results: dict[str, Any], path: Path) -> None:
             middle = statistics.median(values)
             error = [[middle - min(values)], [max(values) - middle]]
             axes.barh(row, middle, color=colours[stack], xerr=error, error_kw={"lw": 0.8, "capsize": 2})
-            axes.text(0.02 * axes.get_xlim()[1], row, f"{middle:.2f}", va="center", fontsize=7, color="white")
+            axes.text(max(values), row, f"  {middle:.2f}", va="center", fontsize=7)
         axes.set_yticks(range(len(shown)), shown, fontsize=7)
         axes.invert_yaxis()
+        axes.set_xlim(right=axes.get_xlim()[1] * 1.12)  # room for the numbers
         axes.tick_params(axis="x", labelsize=7)
         axes.axvline(1, color="black", lw=0.6, ls=":")
-        unit = f"{base:.2f} s" if base else "s"
+        unit = f"{base * 1000:.0f} ms" if base else "1 s"
         axes.set_title(f"{case}   ({reference} = {unit})", fontsize=8)
     figure.suptitle(
         "Wall time relative to the reference: shorter is better; whiskers are minimum and maximum", fontsize=9

@@ -126,7 +126,8 @@ def _machine(machine: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     return (
         f"{machine['cpus']} processors ({machine['cpu']}), {machine['memory_mib']} MiB memory, {machine['system']}, "
-        f"Linux {machine['kernel']}; {versions}. Load when it began: {machine['load_before']}."
+        f"Linux {machine['kernel']}; {versions}. Load average before {machine['load_before']}, after "
+        f"{machine['load_after']} (the benchmark's own included)."
     )
 
 

@@ -49,6 +49,7 @@ def main(argv: list[str]) -> int:
     }
     with _stacks(spec, options.stacks, results) as stacks:
         _measure(stacks, _plan(options), options.rounds, results)
+        machine["load_after"] = round(os.getloadavg()[0], 1)
     return _report(results, out)
 
 
@@ -141,6 +142,7 @@ def _measure_pair(stack: Stack, workload: str, count: int, results: dict[str, An
         stack.cold()
         for state in ("cold", "warm"):
             _record(results, str(Case(workload, state, count)), stack.name, stack.measure(workload, count))
+        stack.rest()
     except (BenchError, AssertionError, OSError) as err:
         results["failures"].append(f"{stack.name}, {workload} x{count}: {str(err)[-500:]}")
         _say(results["failures"][-1])

@@ -84,6 +84,9 @@ class Stack(ABC):
     def measure(self, workload: str, count: int) -> Sample:
         """Run `count` at once and check what they found. Raises BenchError."""
 
+    def rest(self) -> None:  # noqa: B027 - most stacks may stay as they are until the next `cold`
+        """Leave nothing that the other stacks could meet."""
+
     @abstractmethod
     def close(self) -> None:
         """End what this stack started."""
@@ -341,6 +344,11 @@ class BareStack(Stack):
         self.at = self.place.lab / self.name
         self.at.mkdir()
         self.cold()
+        self.rest()
+
+    def rest(self) -> None:
+        """Unmount: a user namespace made meanwhile would copy the mount and keep its superblock and its caches."""
+        self.unmount()
 
     @abstractmethod
     def mount(self) -> None:
@@ -399,6 +407,8 @@ class BareKernel(BareStack):
 
     def mount(self) -> None:
         """Use a loop device; the lab's /dev has only those that existed when it began."""
+        if held := run("losetup", "-j", str(self.place.squash())).ok():
+            raise BenchError(f"{self.name}: mounted elsewhere, its caches are not cold: {held}")
         device = run("losetup", "-f").ok()
         if not os.path.exists(device):
             run("mknod", device, "b", "7", re.sub(r"\D", "", device)).ok()
