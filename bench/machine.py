@@ -5,7 +5,7 @@ import platform
 import re
 from typing import Any
 
-from lab import run
+from lab import TOP, run
 from peers import PODMAN_HPC
 
 PROGRAMS = {
@@ -33,9 +33,21 @@ def describe() -> dict[str, Any]:
         "kernel": ".".join(re.findall(r"\d+", platform.release())[:3]),
         "system": release.get("PRETTY_NAME", ""),
         "python": platform.python_version(),
+        "revision": _revision(),
         "load_before": round(os.getloadavg()[0], 1),
         "versions": {name: _version(*argv) for name, argv in PROGRAMS.items()} | {"podman-hpc": PODMAN_HPC},
     }
+
+
+def _revision() -> str:
+    """Return the commit that is measured, marked when files of the product differ from it; "" outside a checkout."""
+    parts = ("squashmount", "migrate", "pyproject.toml")
+    try:
+        commit = run("git", "-C", str(TOP), "rev-parse", "--short", "HEAD").ok()
+        changed = run("git", "-C", str(TOP), "status", "--porcelain", "--", *parts).ok()
+    except (OSError, AssertionError):
+        return ""
+    return f"{commit} with changes" if changed else commit
 
 
 def short_name(machine: dict[str, Any]) -> str:

@@ -29,6 +29,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
     columns = min(COLUMNS, len(panels))
     rows = -(-len(panels) // columns)
     mpl.rcParams["svg.hashsalt"] = "squashmount"  # the same numbers give the same file
+    mpl.rcParams["svg.fonttype"] = "none"  # text, not outlines: a tenth of the size
     figure = Figure(figsize=(3.9 * columns, 2.3 * rows), layout="constrained")
     for number, (case, stacks, reference) in enumerate(panels):
         axes = figure.add_subplot(rows, columns, number + 1)

@@ -128,6 +128,7 @@ def _machine(machine: dict[str, Any]) -> str:
         f"{machine['cpus']} processors ({machine['cpu']}), {machine['memory_mib']} MiB memory, {machine['system']}, "
         f"Linux {machine['kernel']}; {versions}. Load average before {machine['load_before']}, after "
         f"{machine['load_after']} (the benchmark's own included)."
+        + (f" squashmount at {machine['revision']}." if machine.get("revision") else "")
     )
 
 

@@ -201,9 +201,10 @@ class PodmanStack(Stack):
         return Sample(told["makespan"], statistics.median(one["seconds"] for one in found), statistics.median(first))
 
     def close(self) -> None:
-        """End the node."""
-        self.end_processes()
-        self.node.close()
+        """End the node, if it was made."""
+        if hasattr(self, "node"):
+            self.end_processes()
+            self.node.close()
 
 
 class Native(PodmanStack):
@@ -293,6 +294,8 @@ class PodmanHpcStack(PodmanStack):
     def __init__(self, place: Place, origin: Node) -> None:
         super().__init__(place)
         self.origin = origin
+        self.tmp = Path(f"/tmp/containers-user-{place.user.uid}")
+        self.makes_tmp = not self.tmp.exists()
 
     def prepare(self) -> None:
         """Install it, squash with it, make a node with an empty graphroot."""
@@ -329,6 +332,12 @@ class PodmanHpcStack(PodmanStack):
         self.place.user.run("mkdir", "-p", str(pause)).ok()
         self.place.user.run(str(self.hpc.bin / "podman-hpc"), "unshare", "true", env=self.environment()).ok()
 
+    def close(self) -> None:
+        """End the node; take away the directory in /tmp whose name podman-hpc does not let us choose."""
+        super().close()
+        if self.makes_tmp:
+            run("rm", "-rf", "--one-file-system", str(self.tmp)).ok()
+
     def cache_files(self) -> list[Path]:
         """Return its squash."""
         return [path.resolve() for path in self.squash_dir.glob("overlay/l/*.squash")]
@@ -339,9 +348,12 @@ class BareStack(Stack):
 
     bare = True
 
+    def __init__(self, place: Place) -> None:
+        super().__init__(place)
+        self.at = place.lab / self.name
+
     def prepare(self) -> None:
-        """Make the mount point."""
-        self.at = self.place.lab / self.name
+        """Make the mount point and see that it can be mounted."""
         self.at.mkdir()
         self.cold()
         self.rest()

@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import re
+import time
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -36,6 +37,25 @@ def test_a_quick_run_writes_json_markdown_and_a_plot(tmp_path: Path) -> None:
     assert re.search(r"\| import warm x1 \| \d\.\d{3} \(.*\) x1\.00 \| \d\.\d{3} \(.*\) x\d", report)
     assert "| import storm, warm, ours / native | ≤ 1.05 |" in report
     assert ET.parse(out / "plot.svg").getroot().tag == "{http://www.w3.org/2000/svg}svg"
+
+
+def test_the_workload_notices_that_python_wrote_pyc_files(tmp_path: Path) -> None:
+    pack = tmp_path / "bench/modules/pack000"
+    (pack / "__pycache__").mkdir(parents=True)
+    (pack / "__init__.py").touch()
+    (pack / "mod00000.py").write_text("VALUE = 0\n")
+    (tmp_path / "bench/made").touch()
+    argv = ("/usr/bin/python3", str(TOP / "bench/workload.py"), "import", str(tmp_path), '{"modules": 1}')
+    run("mount", "--bind", str(tmp_path), str(tmp_path)).ok()  # the workload says what is mounted on its root
+    try:
+        time.sleep(0.1)
+        written = [json.loads(run(*argv, env={"PATH": "/usr/bin", **env}).ok())["pyc_written"] for env in ENVIRONMENTS]
+    finally:
+        run("umount", str(tmp_path)).ok()
+    assert written == [0, 1]
+
+
+ENVIRONMENTS: tuple[dict[str, str], ...] = ({"PYTHONDONTWRITEBYTECODE": "1"}, {})
 
 
 @pytest.mark.parametrize(
