@@ -100,8 +100,9 @@ def migrate(store: Store, found: Source, options: Options) -> tuple[Action, ...]
     """Do it and return what was done. On an error the store is as it was."""
     image = found.image
     with explained(store.root):
-        actions = plan(store, found, options)
-        if not actions:
+        state = store.state()
+        actions = _plan(state, found, options)
+        if not actions and publish.is_shown(store, state):
             return ()
         if not any(isinstance(action, Squash | Share) for action in actions):
             return _publish(store, found, options, None)

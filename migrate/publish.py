@@ -201,6 +201,19 @@ def refresh(store: Store, state: State, held: lease.Lease, *, changed: Iterable[
     store.step("after extras")
 
 
+def is_shown(store: Store, state: State) -> bool:
+    """Tell whether Podman sees the state: false when a writer was killed between its capsule and its images.json."""
+    paths = store.layout
+    for path, text in ((paths.layers_json, derive.layers_json(state)), (paths.images_json, derive.images_json(state))):
+        try:
+            with open(path, encoding="utf-8") as file:
+                if file.read() != text:
+                    return False
+        except FileNotFoundError:
+            return False
+    return not _incomplete(store, state)
+
+
 def _incomplete(store: Store, state: State) -> list[Capsule]:
     """Return the images of which a link, a layer directory or the big data is missing; three directories tell."""
     paths = store.layout

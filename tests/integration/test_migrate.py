@@ -328,6 +328,7 @@ def test_killed_at_ten_points(bench: Bench, slow: str) -> None:
     del bench.login.env["TMPDIR"]
     assert os.listdir(temporary) == []
     bench.login.migrate("mig", slow, str(directory)).ok()
+    assert f"{slow} true" in listed(node)
     assert bench.login.migrate("verify", "--full", str(directory)).ok().endswith("is sound")
     assert os.listdir(directory / "squashmount/staging") == os.listdir(directory / "squashmount/lock") == []
     assert f"{slow} true" in listed(node)

@@ -540,3 +540,27 @@ def test_a_published_capsule_holds_nothing_else(root: str, squash: bytes) -> Non
     store = open_store(root, create=True)
     put(store, "a", ["x/a:1"], squash)
     assert sorted(os.listdir(store.layout.capsule(A))) == ["capsule.json", "data", "image.squashfs"]
+
+
+@pytest.mark.filterwarnings("ignore:This process")
+def test_a_publication_that_died_half_way_does_not_count_as_shown(tmp_path: Path, squash: bytes) -> None:
+    """`mig` is a no-op only when Podman sees what the capsules and names say."""
+    (tmp_path / "count").mkdir()
+    steps = steps_of(add, str(tmp_path / "count"), squash)
+    unseen = []
+    for number, name in enumerate(steps, 1):
+        root = str(tmp_path / f"DIR{number}")
+        os.mkdir(root)
+        put(open_store(root, create=True), "a", ["x/moved:1", "x/a:1"], squash)
+        killed_at(number, add, root, squash)
+        store = open_store(root)
+        state = store.state()
+        seen = publish.is_shown(store, state)
+        assert not seen or shown(store) == {image: list(state.names_of(image)) for image in state.capsules}
+        if B in state.capsules and not seen:
+            unseen.append(name)
+        with store.lock(doing="test") as held:
+            publish.refresh(store, publish.begin(store, held), held)
+        assert publish.is_shown(store, store.state())
+    assert "after capsule" in unseen
+    assert "after layers.json" in unseen
