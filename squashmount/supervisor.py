@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import signal
+import struct
 import sys
 import time
 from collections.abc import Iterator
@@ -24,13 +25,18 @@ from .images import open_image
 from .keeper import Served, ServerDir, is_current, say_ready, sweep
 from .mountinfo import find_process, namespace_id, read_mounts
 from .runtime import Log
-from .server.fusemount import mount_fuse
+from .server.fusemount import DEVICE, mount_fuse
 from .squashfs.image import SquashImage
 
 RESEND = (6, 9)
 """First Linux that sends unanswered requests again (FUSE_NOTIFY_RESEND, Documentation/filesystems/fuse.rst)."""
 
-_RESTARTS = 5
+_CRASHES = 5
+"""So many workers may end by themselves in a minute: more, and it is a request that kills whoever answers it."""
+_KILLS = 200
+"""So many may be killed by somebody else in a minute: whoever kills faster wants the server gone."""
+_CLONE = 0x8004E500
+"""FUSE_DEV_IOC_CLONE, _IOR(229, 0, uint32_t) (include/uapi/linux/fuse.h, Linux 4.2)."""
 _IGNORED = (signal.SIGHUP, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU, signal.SIGPIPE)
 
 
@@ -111,17 +117,20 @@ class Workers:
     """The worker, and its successor when it was killed.
 
     The supervisor keeps the descriptor of the connection open, so a killed worker is an interruption, not an end: the
-    next one asks for the unanswered requests again. Where the kernel cannot do that (or squashfuse_ll serves, which
-    has a state to lose), the descriptor is closed instead, and the connection ends with ENOTCONN for everybody.
+    next one asks for the unanswered requests again. Where the kernel cannot do that, a worker reads requests from a
+    clone of the descriptor that only it holds: when it dies, what it had taken on fails with ECONNABORTED at once
+    (fs/fuse/dev.c, fuse_dev_release), and everything else goes to the next one. squashfuse_ll has a state to lose:
+    there the descriptor is closed, and the connection ends with ENOTCONN for everybody.
     """
 
     def __init__(self, serving: Serving, ready: int) -> None:
         """Start the first worker."""
         self._serving = serving
         self._parent = os.getpid()
-        self._starts: list[float] = []
+        self._ends: list[tuple[bool, float]] = []
+        self._resends = probe_host().kernel >= RESEND
         self.pid = self._start(ready)
-        self._replaceable = serving.served.engine == "wire" and probe_host().kernel >= RESEND
+        self._replaceable = serving.served.engine == "wire"
         if not self._replaceable:
             os.close(serving.fuse)
 
@@ -134,24 +143,25 @@ class Workers:
             return True
         log, squash = self._serving.log, self._serving.served.squash
         log.fail(f"the worker of {squash} ended with {os.waitstatus_to_exitcode(status)}")
-        now = time.monotonic()
-        self._starts = [start for start in self._starts if now - start < 60]
-        if not self._replaceable or len(self._starts) > _RESTARTS:
+        if not self._replaceable or self._too_often(killed=os.waitstatus_to_exitcode(status) == -signal.SIGKILL):
             return True
         self.pid = self._start(None)
         log(f"worker {self.pid} takes over")
         return False
 
+    def _too_often(self, *, killed: bool) -> bool:
+        now = time.monotonic()
+        self._ends = [(how, when) for how, when in self._ends if now - when < 60] + [(killed, now)]
+        return sum(how == killed for how, _when in self._ends) > (_KILLS if killed else _CRASHES)
+
     def _start(self, ready: int | None) -> int:
-        first = not self._starts
-        self._starts.append(time.monotonic())
         pid = os.fork()
         if pid == 0:
-            self._become_worker(ready, resumed=not first)
+            self._become_worker(ready)
         _write_info(self._serving, pid)
         return pid
 
-    def _become_worker(self, ready: int | None, *, resumed: bool) -> None:
+    def _become_worker(self, ready: int | None) -> None:
         code = 1
         image, served, fuse, place, _namespace, log = self._serving
         try:
@@ -165,7 +175,8 @@ class Workers:
                 _exec_squashfuse(image.fileno(), fuse)
             from .worker import work  # noqa: PLC0415 - not needed for squashfuse_ll
 
-            work(image, served, fuse, place, log, resumed=resumed)
+            resumed = ready is None and self._resends
+            work(image, served, fuse if self._resends else _clone(fuse), place, log, resumed=resumed)
             code = 0
         except BaseException:  # noqa: BLE001 - a server has no terminal: a bug must reach the log
             import traceback  # noqa: PLC0415
@@ -173,6 +184,13 @@ class Workers:
             log.fail(f"worker for {served.squash}: {traceback.format_exc()}")
         finally:
             os._exit(code)
+
+
+def _clone(fuse: int) -> int:
+    """Return a descriptor of the same connection with unanswered requests of its own."""
+    clone = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
+    fcntl.ioctl(clone, _CLONE, struct.pack("=I", fuse))
+    return clone
 
 
 def _exec_squashfuse(squash: int, fuse: int) -> None:
