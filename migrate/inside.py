@@ -23,7 +23,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
-from squashmount import ids, linux, process
+from squashmount import idmap, linux, process
 from squashmount.errors import HostError, SquashmountError, ToolError
 
 from . import mksquashfs, owners, readback, survey
@@ -169,7 +169,7 @@ def _owners_to_restore(job: Job, root: str, found: survey.Survey) -> list[owners
 
 def _single_id() -> bool:
     """Tell whether this user namespace maps one id only (no range in /etc/subuid)."""
-    return sum(entry.length for entry in ids.read_id_map("/proc/self/uid_map")) == 1
+    return sum(entry.length for entry in idmap.read_id_map("/proc/self/uid_map")) == 1
 
 
 def _xattr_mode(job: Job, found: survey.Survey) -> str:

@@ -20,9 +20,9 @@ Keys (TOML, top level)::
 """
 
 import os
-from typing import NamedTuple, get_type_hints
 
 from .errors import UsageError
+from .lean import NamedTuple
 
 SITE_FILE = "/etc/squashmount.toml"
 
@@ -84,7 +84,7 @@ def _read(path: str) -> dict[str, object]:
 
 
 def _merged(config: Config, values: dict[str, object], *, where: str, text: bool = False) -> Config:
-    types = get_type_hints(Config)
+    types = {key: type(default) for key, default in Config._field_defaults.items()}
     checked: dict[str, object] = {}
     for key, value in values.items():
         if key not in types:

@@ -1,9 +1,9 @@
 """What this machine and this process can do: probed once, passed down, built by hand in tests."""
 
 import os
-from typing import NamedTuple
 
-from .ids import IdMap, read_id_map
+from .idmap import IdMap, read_id_map
+from .lean import NamedTuple
 
 KERNEL_OVERLAY_IN_USERNS = (5, 11)
 """First Linux that mounts overlay in a user namespace (Documentation/filesystems/overlayfs.rst, "userxattr")."""

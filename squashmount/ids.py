@@ -1,6 +1,6 @@
-"""Names for the different kinds of string and number, so that mixing them up fails in the type checker."""
+"""Names for the different kinds of string, so that mixing them up fails in the type checker."""
 
-from typing import NamedTuple, NewType
+from typing import NewType
 
 ImageId = NewType("ImageId", str)
 """64 lower-case hex digits: the digest of the image configuration, without `sha256:`."""
@@ -10,31 +10,3 @@ LayerId = NewType("LayerId", str)
 
 LinkId = NewType("LinkId", str)
 """26 upper-case letters and digits naming the short link `overlay/l/<link>`."""
-
-
-class IdRange(NamedTuple):
-    """`length` ids: `inside` (seen by the container) corresponds to `outside` (seen by its parent)."""
-
-    inside: int
-    outside: int
-    length: int
-
-
-IdMap = tuple[IdRange, ...]
-"""As /proc/PID/uid_map has it (user_namespaces(7)); empty means identity."""
-
-
-def to_outside(id_map: IdMap, inside: int) -> int | None:
-    """Translate one id, or None when the map does not cover it."""
-    if not id_map:
-        return inside
-    for entry in id_map:
-        if entry.inside <= inside < entry.inside + entry.length:
-            return entry.outside + inside - entry.inside
-    return None
-
-
-def read_id_map(path: str) -> IdMap:
-    """Parse /proc/PID/uid_map or gid_map: three numbers a line, inside, outside, count (user_namespaces(7))."""
-    with open(path, encoding="ascii") as file:
-        return tuple(IdRange(*map(int, line.split())) for line in file)

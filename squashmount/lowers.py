@@ -9,9 +9,9 @@ container starts on an empty root.
 
 import errno
 import os
-from typing import NamedTuple
 
 from .errors import DamagedError, StoreError
+from .lean import NamedTuple
 
 
 class Lower(NamedTuple):

@@ -1,12 +1,12 @@
 """One call of the mount program: parse, resolve, plan, serve, overlay. Exit only when the target is mounted."""
 
 import os
-from typing import NamedTuple
 
 from .config import Config, load_config
 from .errors import HostError
 from .host import Host, probe_host
 from .keeper import using_server
+from .lean import NamedTuple
 from .lowers import Lower, resolve_lowers
 from .overlay import hand_over, mount_fuse_overlayfs, mount_kernel, record_kind, recorded_kind
 from .plan import FUSE, KERNEL, MountPlan, plan_mount

@@ -1,7 +1,8 @@
 """Parse /proc/PID/mountinfo (proc(5)): which mounts a mount namespace has."""
 
 import os
-from typing import NamedTuple
+
+from .lean import NamedTuple
 
 
 class Mount(NamedTuple):

@@ -2,12 +2,11 @@
 
 import errno
 import os
-from contextlib import ExitStack, suppress
-from typing import NoReturn
 
 from . import linux
 from .errors import HostError, ToolError
 from .host import Host
+from .lean import NoReturn, suppress
 from .plan import FUSE, KERNEL, MountPlan
 from .request import MountRequest, escape_path, split_options
 
@@ -35,15 +34,18 @@ def mount_kernel(request: MountRequest, plan: MountPlan, squash_root: str, empty
     if request.volatile and request.upper is not None:
         options.append("volatile")
         _allow_volatile_again(request.work or "")
-    with ExitStack() as stack:
+    short = _Short()
+    try:
         data = _data(lowers, request, options)
         if len(os.fsencode(data)) >= PAGE:
             # only the squash root keeps its name: mountinfo then tells which server an overlay uses
-            lowers = [path if path == squash_root else _short(path, stack) for path in lowers]
+            lowers = [path if path == squash_root else short.name(path) for path in lowers]
             data = _data(lowers, request, options)
         if len(os.fsencode(data)) >= PAGE:
             raise OSError(errno.E2BIG, os.strerror(errno.E2BIG), request.target)
         linux.mount("overlay", request.target, "overlay", request.flags, data)
+    finally:
+        short.close()
 
 
 def _data(lowers: list[str], request: MountRequest, options: list[str]) -> str:
@@ -53,11 +55,22 @@ def _data(lowers: list[str], request: MountRequest, options: list[str]) -> str:
     return ",".join(parts + options)
 
 
-def _short(path: str, stack: ExitStack) -> str:
-    # proc(5): a lookup of /proc/self/fd/N goes to the open directory; containers-storage does the same for long lists
-    fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
-    stack.callback(os.close, fd)
-    return f"/proc/self/fd/{fd}"
+class _Short:
+    """Short names for directories, valid until `close`.
+
+    proc(5): a lookup of /proc/self/fd/N goes to the open directory; containers-storage does the same for long lists.
+    """
+
+    def __init__(self) -> None:
+        self.fds: list[int] = []
+
+    def name(self, path: str) -> str:
+        self.fds.append(os.open(path, os.O_PATH | os.O_CLOEXEC))
+        return f"/proc/self/fd/{self.fds[-1]}"
+
+    def close(self) -> None:
+        for fd in self.fds:
+            os.close(fd)
 
 
 def _allow_volatile_again(work: str) -> None:
@@ -71,27 +84,27 @@ def _allow_volatile_again(work: str) -> None:
 
 def mount_fuse_overlayfs(request: MountRequest, plan: MountPlan, squash_root: str, host: Host) -> None:
     """Mount fuse-overlayfs on the target, with Podman's options except for the lowers. Raises ToolError, HostError."""
-    import re  # noqa: PLC0415 - like process: subprocess costs 8 ms, paid only on this branch
-
-    from .process import run  # noqa: PLC0415
+    from .process import run  # noqa: PLC0415 - subprocess costs 8 ms, paid only on this branch
 
     if host.fuse_overlayfs is None:
         raise _no_fuse_overlayfs(plan.reason)
-    with ExitStack() as stack:
-        lowers = ":".join(_plain(path, stack) for path in [*plan.above, squash_root])
+    short = _Short()
+    try:
+        lowers = ":".join(_plain(path, short) for path in [*plan.above, squash_root])
         others = [option for option in split_options(request.raw) if not option.startswith("lowerdir=")]
         # noacl: a squash holds no POSIX ACLs, and a FUSE lower in a user namespace answers EOPNOTSUPP to the question
         # (fs/fuse/acl.c, fuse_no_acl), which fuse-overlayfs would pass on to every open of a file of another owner
         options = ",".join([f"lowerdir={lowers}", *others, "noacl"])
-        fds = [int(name) for name in re.findall(r"/proc/self/fd/([0-9]+)", lowers)]
-        run(host.fuse_overlayfs, "-o", options, request.target, pass_fds=fds)
+        run(host.fuse_overlayfs, "-o", options, request.target, pass_fds=short.fds)
+    finally:
+        short.close()
     if not os.path.ismount(request.target):
         raise ToolError(f"fuse-overlayfs ended well but mounted nothing on {request.target}.")
 
 
-def _plain(path: str, stack: ExitStack) -> str:
+def _plain(path: str, short: _Short) -> str:
     # fuse-overlayfs 1.10 splits lowerdir at every colon, escaped or not; it resolves each piece before it uses it
-    return _short(path, stack) if any(char in path for char in ":,\\") else path
+    return short.name(path) if any(char in path for char in ":,\\") else path
 
 
 def hand_over(request: MountRequest, host: Host) -> NoReturn:

@@ -1,12 +1,10 @@
 """MountRequest + resolved lowers + Host + Config → MountPlan. Pure: the only file it looks into is handed in."""
 
-from collections.abc import Callable
-from typing import NamedTuple
-
 from .config import Config
 from .errors import HostError, UsageError
 from .host import Host
-from .ids import IdMap
+from .idmap import IdMap
+from .lean import Callable, NamedTuple
 from .lowers import Lower
 from .request import MountRequest
 

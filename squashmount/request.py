@@ -6,12 +6,10 @@ layer first, `upperdir=`, `workdir=`, then whatever storage.conf's `mountopt` sa
 Read-only mounts have no upperdir. Empty options occur (`,,volatile`, a trailing comma). `\:` and `\,` are escapes.
 """
 
-from collections.abc import Iterator
-from typing import NamedTuple
-
 from . import linux
 from .errors import UsageError
-from .ids import IdMap, IdRange
+from .idmap import IdMap, IdRange
+from .lean import Iterator, NamedTuple
 
 VFS_FLAGS = {
     "ro": linux.MS_RDONLY,

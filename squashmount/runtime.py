@@ -13,13 +13,13 @@
 The state is node-local (flock and FUSE need it); nothing predictable in /tmp.
 """
 
-import hashlib
 import os
 import time
 
 from .config import Config
 from .errors import HostError
-from .ids import read_id_map, to_outside
+from .idmap import read_id_map, to_outside
+from .lean import fnv1a
 
 LOG_BYTES = 1 << 20
 _LEVELS = {"error": 0, "info": 1, "debug": 2}
@@ -112,7 +112,7 @@ def remembered_whiteouts(state: str, path: str) -> bool:
     from .lowers import has_whiteout_files  # noqa: PLC0415 - only builds on top of a squash come here
 
     info = os.stat(path)
-    name = hashlib.sha256(f"{path}\0{info.st_dev}\0{info.st_ino}\0{info.st_mtime_ns}".encode()).hexdigest()[:32]
+    name = fnv1a(os.fsencode(f"{path}\0{info.st_dev}\0{info.st_ino}\0{info.st_mtime_ns}"))
     answer = os.path.join(state, "whiteouts", name)
     try:
         with open(answer, encoding="ascii") as file:

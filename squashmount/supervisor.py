@@ -87,7 +87,7 @@ def leave_namespace() -> None:
     linux.unshare(linux.CLONE_NEWNS)
     linux.mount(None, "/", None, linux.MS_REC | linux.MS_PRIVATE)
     os.chdir("/")
-    needed = tuple(os.path.realpath(path) for path in (sys.prefix, sys.base_prefix, __file__, "/usr/bin"))
+    needed = tuple(os.path.realpath(path) for path in (*filter(None, sys.path), sys.prefix, __file__, "/usr/bin"))
     for mount in reversed(read_mounts()):
         if mount.fstype != "overlay" and not mount.fstype.startswith("fuse"):
             continue

@@ -217,8 +217,10 @@ def _mount_program(given: str | None) -> str:
         if not os.path.isabs(given):
             raise UsageError(f"--mount-program {given} is not an absolute path.")
         return given
-    beside = os.path.join(os.path.dirname(os.path.abspath(sys.argv[0])), "squashmount")
-    found = beside if os.access(beside, os.X_OK) else shutil.which("squashmount")
+    beside = os.path.dirname(os.path.abspath(sys.argv[0]))
+    # squashmount-mount is the same program with a quicker start
+    places = (os.path.join(beside, name) for name in ("squashmount-mount", "squashmount"))
+    found = next((path for path in places if os.access(path, os.X_OK)), shutil.which("squashmount"))
     if not found:
         raise UsageError("The program squashmount is not on PATH.", hint="name it: --mount-program /PATH/squashmount")
     return os.path.abspath(found)

@@ -23,7 +23,7 @@ def read_program(path: str) -> Program:
     head = _head(path)
     name = os.path.basename(path)
     kind = "squashmount" if b"squashmount" in head else name if name == "fuse-overlayfs" else "other"
-    interpreter = _interpreter(head)
+    interpreter = _interpreter(path)
     broken = interpreter if interpreter and not os.access(interpreter, os.X_OK) else ""
     return Program(path, kind, os.path.exists(path), os.access(path, os.X_OK), broken)
 
@@ -33,7 +33,7 @@ def closed_to_others(program: str) -> str:
 
     A program that is not here (an image root is being filled) is nobody's fault.
     """
-    interpreter = _interpreter(_head(program))
+    interpreter = _interpreter(program)
     paths = [program, os.path.realpath(program)]
     if interpreter:
         paths += [interpreter, os.path.realpath(interpreter)]
@@ -49,7 +49,10 @@ def _head(path: str) -> bytes:
         return b""
 
 
-def _interpreter(head: bytes) -> str:
-    first = head.split(b"\n", 1)[0]
+def _interpreter(program: str) -> str:
+    here = os.path.dirname(os.path.realpath(program))
+    if os.path.basename(program) == "squashmount-mount" and os.path.exists(f"{here}/../pyvenv.cfg"):
+        return f"{here}/python3"  # the shell in its first line only starts this
+    first = _head(program).split(b"\n", 1)[0]
     words = os.fsdecode(first[2:]).split() if first.startswith(b"#!") else []
     return words[0] if words else ""

@@ -136,7 +136,7 @@ class Node:
 
     def configure(self) -> None:
         """Write storage.conf, containers.conf and policy.json."""
-        program = self.mount_program or (str(self.product / "bin/squashmount") if self.stores else "")
+        program = self.mount_program or (str(self.product / "bin/squashmount-mount") if self.stores else "")
         options = [f"additionalimagestores = {json.dumps([str(store) for store in self.stores])}"]
         overlay = [f'mount_program = "{program}"'] if program else []
         if self.ignore_chown_errors:

@@ -11,7 +11,7 @@ import struct
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from squashmount.ids import IdMap, to_outside
+from squashmount.idmap import IdMap, to_outside
 from squashmount.squashfs.blocks import Buffer
 from squashmount.squashfs.directories import DirEntry
 from squashmount.squashfs.image import SquashImage

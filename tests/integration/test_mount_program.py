@@ -26,7 +26,7 @@ def escaped(path: Path | str) -> str:
 
 def in_mount(node: Node, options: str, script: str) -> Done:
     """Mount on `t` below the node's base, run a script there, unmount: all inside Podman's namespace."""
-    program = node.product / "bin/squashmount"
+    program = node.product / "bin/squashmount-mount"
     target = node.base / "t"
     steps = (
         f'cd {node.base} && mkdir -p t && "$0" -o "$1" {target} && (cd t && {script}); code=$?; umount t; exit $code'
@@ -171,7 +171,7 @@ def test_wrong_calls(compute: Node, arguments: list[str], code: int, says: str) 
 
 def test_without_fuse_the_cause_is_named(compute: Node, top: Path) -> None:
     _base, options = upper(compute)
-    program = compute.product / "bin/squashmount"
+    program = compute.product / "bin/squashmount-mount"
     call = f"lowerdir={top}/diff,{options}"
     hidden = "mount -t tmpfs none /dev && touch /dev/null && exec"
     inner = f'mkdir -p {compute.base}/t; {hidden} "$0" -o "$1" {compute.base}/t'
@@ -181,6 +181,26 @@ def test_without_fuse_the_cause_is_named(compute: Node, top: Path) -> None:
     assert "hint:" in done.err
     # nothing half-made stays: the next start works
     assert in_mount(compute, call, "cat work/mine").ok() == "33"
+
+
+def test_the_quick_start_takes_no_modules_of_the_user(compute: Node, top: Path) -> None:
+    poison = compute.base / "python"
+    compute.run("mkdir", str(poison)).ok()
+    for name in ("os.py", "sitecustomize.py", "squashmount.py"):
+        compute.run("sh", "-c", f"echo 'raise SystemExit(99)' > {poison}/{name}").ok()
+    compute.env |= {"PYTHONPATH": str(poison), "PYTHONHOME": "/nowhere"}
+    _base, options = upper(compute)
+    assert in_mount(compute, f"lowerdir={top}/diff,{options}", "cat work/mine").ok() == "33"
+
+
+def test_the_quick_start_is_found_through_links(compute: Node, top: Path) -> None:
+    link = compute.base / "mount program"
+    link.symlink_to(compute.product / "bin/squashmount-mount")
+    _base, options = upper(compute)
+    script = f'mkdir -p {compute.base}/t; exec "$0" -o "$1" {compute.base}/t'
+    compute.podman("unshare", "sh", "-c", script, str(link), f"lowerdir={top}/diff,{options}").ok()
+    assert "kernel overlay" in compute.log()
+    compute.podman("unshare", "umount", str(compute.base / "t")).ok()
 
 
 def test_all_three_commands_are_installed(product: Path) -> None:

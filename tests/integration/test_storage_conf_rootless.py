@@ -60,7 +60,7 @@ def test_what_a_site_ships_reaches_an_ordinary_user(local: Path, carol: User, pr
     info = json.loads(login(carol, "podman info --format json"))["store"]
     assert info["graphRoot"] == f"{local}/scratch/{carol.uid}/gr"
     assert info["graphOptions"]["overlay.imagestore"] == str(store)
-    assert info["graphOptions"]["overlay.mount_program"]["Executable"] == f"{product}/bin/squashmount"
+    assert info["graphOptions"]["overlay.mount_program"]["Executable"] == f"{product}/bin/squashmount-mount"
     answer = json.loads(login(carol, f"{command} check --json"))
     assert answer["stores"] == [str(store)]
     assert [item for item in answer["findings"] if item["severity"] != "info"] == []

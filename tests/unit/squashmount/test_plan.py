@@ -5,7 +5,7 @@ import pytest
 from squashmount.config import Config
 from squashmount.errors import HostError, UsageError
 from squashmount.host import Host
-from squashmount.ids import IdRange
+from squashmount.idmap import IdRange
 from squashmount.lowers import Lower
 from squashmount.plan import FUSE, KERNEL, MountPlan, Shift, plan_mount
 from squashmount.request import parse_request

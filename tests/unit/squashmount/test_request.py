@@ -4,7 +4,7 @@ import pytest
 
 from squashmount import linux
 from squashmount.errors import UsageError
-from squashmount.ids import IdRange
+from squashmount.idmap import IdRange
 from squashmount.request import parse_request, split_lowers, split_options
 
 RW = "lowerdir=/s/overlay/l/ABC,upperdir=/g/overlay/c/diff,workdir=/g/overlay/c/work"

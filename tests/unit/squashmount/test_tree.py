@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from squash_images import mksquash
 
-from squashmount.ids import IdRange
+from squashmount.idmap import IdRange
 from squashmount.server.tree import OVERFLOW_ID, ROOT, IdShift, Tree
 from squashmount.squashfs.image import SquashImage
 

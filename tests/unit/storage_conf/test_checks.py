@@ -149,6 +149,11 @@ def foreign(text: str, name: str = "wrapper") -> Break:
     return change
 
 
+def quick_start_without_python(bench: Bench) -> None:
+    foreign("#!/bin/sh\n# squashmount", "bin/squashmount-mount")(bench)
+    (bench.root / "pyvenv.cfg").touch()
+
+
 def swap(old: str, new: str) -> Break:
     return lambda bench: bench.swap(old, new)
 
@@ -210,6 +215,7 @@ CASES: list[tuple[str, Severity, int, Break]] = [
     ("missing_program", E, 5, lambda bench: (bench.root / "squashmount").chmod(0o644)),
     ("missing_program", E, 5, foreign("#!/not/there/python\n# squashmount", "wrapper2")),
     ("missing_program", E, 5, lambda bench: bench.swap(f"{bench.root}/squashmount", "squashmount")),
+    ("missing_program", E, 5, quick_start_without_python),
     ("foreign_program", W, 5, foreign("#!/bin/sh\nexec squashfuse_ll")),
     ("foreign_program", E, 6, foreign("#!/bin/sh\nexec squashfuse_ll")),
     ("foreign_program", E, 5, foreign("#!/bin/sh\nexec x", "fuse-overlayfs")),

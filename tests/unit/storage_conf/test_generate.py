@@ -153,6 +153,16 @@ def test_images_left_in_the_old_place_are_named(home: Path, capsys: pytest.Captu
     assert f"images pulled earlier stay in {home}/.local/share/containers/storage" in capsys.readouterr().out
 
 
+def test_the_mount_program_is_the_one_with_the_quick_start(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", [f"{home}/bin/squashmount-conf"])
+    quick = home / "bin/squashmount-mount"
+    quick.symlink_to("squashmount")
+    assert main(["generate", str(home / "store")]) == 0
+    assert f'mount_program = "{quick}"' in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("argv", "code", "message"),
     [
