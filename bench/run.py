@@ -32,6 +32,10 @@ AT_ONCE = ("true", "import")
 
 def main(argv: list[str]) -> int:
     """Run the benchmark."""
+    if argv[:1] == ["parallel-fs"]:
+        import parallel_fs  # noqa: PLC0415 - another benchmark with inputs of its own
+
+        return parallel_fs.main(argv[1:])
     options = _options(argv)
     spec = QUICK if options.quick else Spec()
     if options.full:
