@@ -61,6 +61,43 @@ def add_xattrs(top: os.PathLike[str] | str) -> None:
     os.setxattr(os.path.join(base, "etc/size-1"), "user.only", b"1")
 
 
+def many_files(target: os.PathLike[str] | str, count: int, *options: str, big_mib: int = 0) -> str:
+    """Make an image of `count` small files, 500 to a directory, through sqfstar: nothing is written to a disk but it.
+
+    File number n is `d<n // 500>/f<n>` and holds `content_of(n)`; `big` has `big_mib` MiB that cannot be compressed.
+    Returns the path. 500,000 files take 5 s.
+    """
+    # the search for equal files is quadratic here: all have one of a hundred sizes
+    argv = ["sqfstar", "-no-duplicates", *options, str(target)]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as made:
+        assert made.stdin is not None
+        for number in range(count):
+            if number % 500 == 0:
+                made.stdin.write(_tar_header(f"d{number // 500}/", 0, b"5"))
+            data = content_of(number)
+            made.stdin.write(_tar_header(f"d{number // 500}/f{number}", len(data), b"0") + data.ljust(512, b"\0"))
+        made.stdin.write(_tar_header("big", big_mib << 20, b"0"))
+        for number in range(big_mib):
+            made.stdin.write(noise((1 << 20) + number)[: 1 << 20])
+        made.stdin.write(bytes(1024))
+    assert made.returncode == 0
+    return str(target)
+
+
+def content_of(number: int) -> bytes:
+    """Return what a small file of `many_files` holds: its number and some noise, 8 to 107 bytes."""
+    return b"%08d" % number + NOISE[number % 900 : number % 900 + number % 100]
+
+
+def _tar_header(name: str, size: int, kind: bytes) -> bytes:
+    """Return a ustar header (pax(1)); tarfile needs ten times as long."""
+    mode = b"0000755" if kind == b"5" else b"0000644"
+    head = name.encode().ljust(100, b"\0") + mode + b"\0" + b"0000000\0" * 2 + b"%011o\0" % size + b"00000000001\0"
+    tail = kind + bytes(100) + b"ustar\00000"
+    checksum = sum(head) + sum(tail) + 8 * 32
+    return (head + b"%06o\0 " % checksum + tail).ljust(512, b"\0")
+
+
 def _write(path: str | bytes, data: bytes) -> None:
     with open(path, "wb") as file:
         file.write(data)
@@ -69,6 +106,9 @@ def _write(path: str | bytes, data: bytes) -> None:
 def noise(size: int) -> bytes:
     """Incompressible, the same every time."""
     return hashlib.shake_128(b"%d" % size).digest(size)
+
+
+NOISE = noise(1000)
 
 
 def walk(image: SquashImage) -> Iterator[tuple[bytes, Inode]]:

@@ -17,15 +17,10 @@ from typing import Any
 
 import pytest
 from lab import wait_for
+from mounted import Mounted
 from squash_images import make_tree, mksquash
 
-from squashmount import linux, supervisor
-from squashmount.config import Config
-from squashmount.images import open_image
-from squashmount.keeper import Served, ServerDir
-from squashmount.plan import Shift
-from squashmount.runtime import Log
-from squashmount.server.fusemount import mount_fuse, unmount_fuse
+from squashmount import supervisor
 from squashmount.server.tree import Tree
 
 TESTS = str(Path(__file__).resolve().parents[1])
@@ -64,23 +59,13 @@ def run(action: Callable[..., Any], *args: str, tmp_path: Path) -> Any:
     return pickle.loads(out)
 
 
-class Server:
-    """A mount with the product's workers. Looking up `slow…` never ends as long as the file `busy` exists."""
+class Server(Mounted):
+    """Looking up `slow…` never ends as long as the file `busy` exists."""
 
     def __init__(self, top: str, squash: str) -> None:
         self.busy = f"{top}/busy"
-        self.log = f"{top}/log"
-        linux.unshare(linux.CLONE_NEWNS)
-        linux.mount(None, "/", None, linux.MS_REC | linux.MS_PRIVATE)
-        place = ServerDir(f"{top}/place")
-        place.make()
-        self.mountpoint = place.mountpoint
         self._make_slow()
-        self.fuse = mount_fuse(place.mountpoint, source=squash, default_permissions=False)
-        served = Served(squash, "wire", Shift((), (), None, None))
-        image = open_image(squash, Config())
-        serving = supervisor.Serving(image, served, self.fuse, place, 0, Log(top, "info"))
-        self.workers = supervisor.Workers(serving, os.open("/dev/null", os.O_RDONLY))
+        super().__init__(top, squash)
 
     def _make_slow(self) -> None:
         lookup, busy = Tree.lookup, self.busy
@@ -117,11 +102,6 @@ class Server:
         except OSError as err:
             self.answer = errno.errorcode[err.errno or 0]
         self.answered = time.monotonic()
-
-    def close(self) -> None:
-        unmount_fuse(self.mountpoint)
-        os.kill(self.workers.pid, signal.SIGKILL)
-        os.waitpid(self.workers.pid, 0)
 
 
 def interrupted(top: str, squash: str, *kernel: str) -> Any:
@@ -167,7 +147,7 @@ def endless(top: str, squash: str, how: str) -> Any:
                 return count
         return None
     finally:
-        server.workers.pid = os.fork() or os._exit(0)  # close() has a child to wait for
+        server.workers.pid = os.fork() or os._exit(0)  # close() wants a child to wait for
         server.close()
 
 
