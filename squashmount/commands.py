@@ -116,7 +116,7 @@ def _ps(options: argparse.Namespace) -> int:
     return 0
 
 
-_NOT_REQUESTS = {"bytes_read", "errors", "cache_hits", "cache_misses"}
+_NOT_REQUESTS = {"bytes_read", "errors", "cache_hits", "cache_misses", "cache_ahead"}
 
 
 def _requests(stats: dict[str, Any]) -> int:

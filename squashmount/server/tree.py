@@ -198,9 +198,10 @@ class Tree:
         block = self.image.superblock
         return Usage(block.block_size, -(-block.bytes_used // block.block_size), block.inode_count, MAX_NAME)
 
-    def cache_counts(self) -> tuple[int, int]:
-        """Return how many blocks were found decoded, and how many had to be decoded."""
-        return self.image.cache.hits, self.image.cache.misses
+    def cache_counts(self) -> dict[str, int]:
+        """Return how often a block was found decoded, had to be waited for, and was decoded before anybody asked."""
+        cache = self.image.cache
+        return {"cache_hits": cache.hits, "cache_misses": cache.misses, "cache_ahead": cache.ahead}
 
     def _inode(self, node: int) -> Inode:
         return self.image.inode(self._root_ref if node == ROOT else node - 2)

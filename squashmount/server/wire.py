@@ -101,7 +101,7 @@ class Stats:
     def __init__(self) -> None:
         """Start at zero."""
         self._rows: list[Row] = []
-        self.cache_counts: Callable[[], tuple[int, int]] = lambda: (0, 0)
+        self.cache_counts: Callable[[], dict[str, int]] = dict
 
     def row(self) -> "Row":
         """Return a row for the calling thread."""
@@ -112,10 +112,9 @@ class Stats:
     def snapshot(self) -> dict[str, int]:
         """Return the sums: one key per kind of request seen, and those named here.
 
-        `errors` are requests answered with EIO; hits and misses count blocks, not requests.
+        `errors` are requests answered with EIO; those of the cache (Tree.cache_counts) count blocks, not requests.
         """
-        hits, misses = self.cache_counts()
-        found = {"bytes_read": 0, "errors": 0, "cache_hits": hits, "cache_misses": misses}
+        found = {"bytes_read": 0, "errors": 0, **self.cache_counts()}
         for row in self._rows:
             found["bytes_read"] += row.bytes_read
             found["errors"] += row.errors

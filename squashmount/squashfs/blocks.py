@@ -6,10 +6,12 @@ Source: kernel fs/squashfs/file.c, fragment.c; Documentation/filesystems/squashf
 import struct
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import accumulate
 from typing import NamedTuple
 
+from .ahead import DEPTH, Ahead, Key
 from .compress import BadDataError, Decoder
 from .generations import Generations
 from .inodes import NO_FRAGMENT, Inode, Inodes
@@ -42,19 +44,36 @@ class _Flight:
 class BlockCache:
     """Decoded blocks, least recently used dropped first, within a byte budget; a block is decoded by one thread."""
 
-    __slots__ = ("_blocks", "_budget", "_flights", "_lock", "_used", "hits", "misses")
+    __slots__ = ("_blocks", "_budget", "_flights", "_lock", "_used", "ahead", "hits", "misses")
 
     def __init__(self, budget: int) -> None:
         """`budget` is in bytes; at least the newest block is always kept."""
         self._budget = budget
         self._used = 0
         self._lock = threading.Lock()
-        self._blocks: OrderedDict[tuple[int, int], bytes] = OrderedDict()
-        self._flights: dict[tuple[int, int], _Flight] = {}
+        self._blocks: OrderedDict[Key, bytes] = OrderedDict()
+        self._flights: dict[Key, _Flight] = {}
         self.hits = 0
         self.misses = 0
+        self.ahead = 0
 
-    def get(self, key: tuple[int, int], decode: Callable[[], bytes]) -> bytes:
+    def __contains__(self, key: Key) -> bool:
+        """Tell whether the block is here or being decoded."""
+        return key in self._blocks or key in self._flights
+
+    def fetch(self, key: Key, decode: Callable[[], bytes]) -> None:
+        """Decode a block that nobody waits for, unless it is here or being decoded; it counts as `ahead`.
+
+        Raises what `decode` raises; the block is then as unknown as before.
+        """
+        with self._lock:
+            if key in self:
+                return
+            flight = self._flights[key] = _Flight()
+            self.ahead += 1
+        self._decode(key, flight, decode)
+
+    def get(self, key: Key, decode: Callable[[], bytes]) -> bytes:
         """Return the block; the first thread that asks decodes, others wait for it and get the same error if any."""
         while True:
             with self._lock:
@@ -73,7 +92,7 @@ class BlockCache:
                     raise flight.error
         return self._decode(key, flight, decode)
 
-    def _decode(self, key: tuple[int, int], flight: _Flight, decode: Callable[[], bytes]) -> bytes:
+    def _decode(self, key: Key, flight: _Flight, decode: Callable[[], bytes]) -> bytes:
         try:
             block = decode()
         except BaseException as err:
@@ -103,12 +122,14 @@ class Contents:
     """Reads regular files."""
 
     __slots__ = (
+        "_ahead",
         "_block_size",
         "_checkpoints",
         "_chunks",
         "_decode",
         "_fragments",
         "_inodes",
+        "_newest_fragment",
         "_source",
         "_zeros",
         "cache",
@@ -134,7 +155,13 @@ class Contents:
         self._checkpoints: Generations[int, list[tuple[int, int]]] = Generations(_CACHED_CHECKPOINTS)
         count = 0 if superblock.fragment_table == NO_TABLE else superblock.fragment_count
         self._fragments = Table(metadata, "fragment", start=superblock.fragment_table, count=count, record="<QII")
+        self._newest_fragment = 0
         self.cache = BlockCache(budget)
+        self._ahead = Ahead(self._fetch)
+
+    def close(self) -> None:
+        """Stop decoding ahead; returns when nobody reads the file for that any more."""
+        self._ahead.close()
 
     def parts(self, inode: Inode, offset: int, size: int) -> list[Buffer]:
         """Return the bytes [offset, offset + size) of a file as buffers, nothing copied; short at its end."""
@@ -153,8 +180,10 @@ class Contents:
         expected = min(self._block_size, inode.size - number * self._block_size)
         if expected < self._block_size and inode.fragment != NO_FRAGMENT:
             return self._tail(inode, expected)
-        chunk = self._chunk(inode, number // _CHUNK)
-        word, start = chunk.words[number % _CHUNK], chunk.starts[number % _CHUNK]
+        chunk, within = self._chunk(inode, number // _CHUNK), number % _CHUNK
+        word, start = chunk.words[within], chunk.starts[within]
+        if within and self._known((chunk.starts[within - 1], chunk.words[within - 1])):
+            self._fill([(chunk.starts[at], chunk.words[at]) for at in _following(within, len(chunk.words))])
         if not word & _SIZE_MASK:
             return self._zeros if expected == self._block_size else self._zeros[:expected]
         block = self.cache.get((start, word), lambda: self._load(start, word))
@@ -164,17 +193,53 @@ class Contents:
 
     def _tail(self, inode: Inode, expected: int) -> Buffer:
         start, word, _ = self._fragments[inode.fragment]
+        if inode.fragment != self._newest_fragment:
+            self._newest_fragment = inode.fragment
+            self._after_fragment(inode.fragment)
         block = self.cache.get((start, word), lambda: self._load(start, word))
         tail = memoryview(block)[inode.offset : inode.offset + expected]
         if len(tail) != expected:
             raise self._source.damaged(f"fragment {inode.fragment} is too short for the file {inode.ref:#x}")
         return tail
 
+    def _after_fragment(self, number: int) -> None:
+        """As for the blocks of a file: mksquashfs packs the files of a directory into one fragment after another."""
+        if number and self._known(self._fragment(number - 1)):
+            self._fill([self._fragment(at) for at in _following(number, len(self._fragments))])
+
+    def _fragment(self, number: int) -> Key:
+        start, word, _ = self._fragments[number]
+        return start, word
+
+    def _known(self, key: Key) -> bool:
+        return key in self.cache or key in self._ahead
+
+    def _fill(self, following: list[Key]) -> None:
+        """Ask for the next blocks of a sequence, several at a time."""
+        missing = [key for key in following if 0 < key[1] & _SIZE_MASK <= self._block_size and not self._known(key)]
+        if 2 * len(missing) >= len(following):
+            self._ahead.put(missing)
+
+    def _fetch(self, keys: list[Key]) -> None:
+        """Decode blocks into the cache, neighbours read by one request."""
+        for run in _neighbours(key for key in keys if key not in self.cache):
+            first, (last, word) = run[0][0], run[-1]
+            stored = memoryview(self._source.read(first, last + (word & _SIZE_MASK) - first))
+            for key in run:
+                at = key[0] - first
+                data = bytes(stored[at : at + (key[1] & _SIZE_MASK)])
+                self.cache.fetch(key, partial(self._decoded, key, data))
+
     def _load(self, start: int, word: int) -> bytes:
+        return self._decoded((start, word), None)
+
+    def _decoded(self, key: Key, stored: bytes | None) -> bytes:
+        start, word = key
         size = word & _SIZE_MASK
         if word >= _STORED_PLAIN << 1 or not 0 < size <= self._block_size:
             raise self._source.damaged(f"the block at {start} says it has {word:#x} bytes")
-        stored = self._source.read(start, size)
+        if stored is None:
+            stored = self._source.read(start, size)
         if word & _STORED_PLAIN:
             return stored
         try:
@@ -213,3 +278,21 @@ class Contents:
         """Blocks in the inode's list: the last, short one is not among them when it is in a fragment."""
         full, rest = divmod(inode.size, self._block_size)
         return full + (rest > 0 and inode.fragment == NO_FRAGMENT)
+
+
+def _following(number: int, count: int) -> range:
+    return range(number + 1, min(number + 1 + DEPTH, count))
+
+
+def _neighbours(keys: Iterable[Key]) -> Iterator[list[Key]]:
+    """Yield runs of blocks that lie one behind the other on disk."""
+    run: list[Key] = []
+    end = -1
+    for start, word in keys:
+        if run and start != end:
+            yield run
+            run = []
+        run.append((start, word))
+        end = start + (word & _SIZE_MASK)
+    if run:
+        yield run

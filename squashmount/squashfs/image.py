@@ -3,7 +3,7 @@
 import errno
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Self
 
 from squashmount.errors import DamagedError
@@ -32,6 +32,7 @@ class SquashImage:
         Raises DamagedError, and ToolError when the package that decodes its compressor is not installed.
         """
         self._fd = fd
+        self._stops: list[Callable[[], None]] = []
         try:
             source = Source(fd, name)
             self.name = name
@@ -46,6 +47,7 @@ class SquashImage:
         self._inodes = Inodes(metadata, self.superblock)
         self._directories = Directories(metadata, self._inodes, self.superblock)
         self._contents = Contents(source, decode, metadata, self._inodes, self.superblock, budget=cache_bytes)
+        self._stops.append(self._contents.close)
         self._xattrs = Xattrs(metadata, self.superblock)
         count = 0 if self.superblock.export_table == NO_TABLE else self.superblock.inode_count
         self._exports = Table(metadata, "inode", start=self.superblock.export_table, count=count, record="<Q")
@@ -67,6 +69,8 @@ class SquashImage:
     def close(self) -> None:
         """Close the file; no other thread may be using it."""
         if self._fd >= 0:
+            for stop in self._stops:
+                stop()
             os.close(self._fd)
             self._fd = -1
 

@@ -218,7 +218,7 @@ def test_reading(kernel: Kernel) -> None:
     counts = kernel.stats.snapshot()
     assert counts["read"] == 6
     assert counts["bytes_read"] == 4096 + (1 << 20) + 300_000 + 1
-    assert counts["cache_misses"] == 9
+    assert 9 <= counts["cache_misses"] + counts["cache_ahead"] <= 12
     assert kernel.ask(15, ROOT, read_in(0, 1))[0] == errno.EISDIR
     assert kernel.ask(5, node_of(kernel, b"link")) == (0, b"data")
     assert kernel.ask(5, node)[0] == errno.EINVAL
@@ -306,8 +306,8 @@ class Strange:
         }
 
     @staticmethod
-    def cache_counts() -> tuple[int, int]:
-        return 0, 0
+    def cache_counts() -> dict[str, int]:
+        return {}
 
     def attr(self, node: int) -> Attr:
         if node in self.failures:

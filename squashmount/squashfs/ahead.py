@@ -1,0 +1,67 @@
+"""Decoding ahead: while one block of a sequence is being used, a thread reads and decodes the next ones.
+
+Decompressors leave Python's lock to others, so this uses a second processor where there is one, and neighbours are read
+from the (shared) file system by one large request. The kernel's own read-ahead cannot do that for us: it stops at the
+end of each file, and its window is 128 KiB, one block, on a FUSE mount made in a user namespace (fuse_init_fs_context).
+"""
+
+import threading
+from collections.abc import Callable, Iterable
+from queue import SimpleQueue
+
+DEPTH = 8
+"""How many blocks of a sequence are asked for at most; refilled when half of them are used."""
+
+Key = tuple[int, int]
+"""(position, size word) of a stored block."""
+
+
+class Ahead:
+    """A queue of runs of blocks and the thread that empties it, started with the first one."""
+
+    __slots__ = ("_fetch", "_lock", "_queue", "_queued", "_thread")
+
+    def __init__(self, fetch: Callable[[list[Key]], None]) -> None:
+        """`fetch` decodes blocks into a cache; what it raises is forgotten: whoever needs the block meets it again."""
+        self._fetch = fetch
+        self._queue: SimpleQueue[list[Key] | None] = SimpleQueue()
+        self._queued: set[Key] = set()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def __contains__(self, key: Key) -> bool:
+        """Tell whether a block was asked for and is not decoded yet."""
+        return key in self._queued
+
+    def put(self, keys: Iterable[Key]) -> None:
+        """Ask for blocks, those first that are needed first."""
+        run = [key for key in keys if key not in self._queued]
+        if run:
+            self._queued.update(run)
+            self._queue.put(run)
+            if self._thread is None:
+                self._start()
+
+    def close(self) -> None:
+        """Return when nothing is being read or decoded any more; what was asked for is forgotten."""
+        with self._lock:
+            if self._thread is not None:
+                self._queued.clear()
+                self._queue.put(None)
+                self._thread.join()
+                self._thread = None
+
+    def _start(self) -> None:
+        with self._lock:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, daemon=True)
+                self._thread.start()
+
+    def _run(self) -> None:
+        while (run := self._queue.get()) is not None:
+            try:
+                self._fetch([key for key in run if key in self._queued])
+            except Exception:  # noqa: BLE001, S110 - see __init__; nobody would miss this thread if it ended
+                pass
+            finally:
+                self._queued.difference_update(run)
