@@ -61,7 +61,7 @@ class Metadata:
         return ((end - position) // 3 + 1) * BLOCK
 
     def _load(self, position: int, end: int) -> tuple[bytes, int]:
-        stored = self.source.read_some(position, 2 + BLOCK, end)
+        stored = self.source.read_near(position, max(0, min(2 + BLOCK, end - position)))
         if len(stored) < 2:
             raise self.source.damaged(f"a metadata block at {position} reaches beyond its table")
         header = stored[0] | stored[1] << 8
@@ -108,6 +108,6 @@ class Table:
 
     def _read_pointers(self) -> tuple[int, ...]:
         blocks = -(-self._count * self._record.size // BLOCK)
-        raw = self._metadata.source.read(self._start, 8 * blocks)
+        raw = self._metadata.source.read_near(self._start, 8 * blocks)
         self._pointers = struct.unpack(f"<{blocks}Q", raw)
         return self._pointers

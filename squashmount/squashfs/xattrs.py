@@ -87,7 +87,7 @@ class Xattrs:
 
     def _open(self) -> Table:
         source = self._metadata.source
-        start, count, _ = _HEADER.unpack(source.read(self._start, _HEADER.size))
+        start, count, _ = _HEADER.unpack(source.read_near(self._start, _HEADER.size))
         if not start < self._start:
             raise source.damaged(f"the attribute data at {start} does not lie before its table at {self._start}")
         self._table_start = start
