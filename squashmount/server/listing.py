@@ -8,10 +8,12 @@ Source: kernel include/uapi/linux/fuse.h (struct fuse_direntplus), fs/fuse/readd
 import struct
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable
+from itertools import accumulate, islice
 from typing import NamedTuple
 
-from squashmount.squashfs.directories import DirEntry
+from squashmount.squashfs.directories import Segment
 from squashmount.squashfs.generations import Generations
+from squashmount.squashfs.inodes import KINDS
 
 from .tree import LIFETIME, Tree
 
@@ -19,9 +21,11 @@ _CACHED_BYTES = 16 << 20
 
 # nodeid, (generation), entry and attr lifetimes, (their nanoseconds); ino, size, blocks, three times, (nanoseconds),
 # mode, nlink, uid, gid, rdev, blksize, (flags); ino, cookie, name length, type. In parentheses: always 0, as pad bytes.
-_RECORD = struct.Struct("=Q8xQQ8x6Q12x6I4xQQII")
+_RECORD = "=Q8xQQ8x6Q12x6I4xQQII"
 _WITHOUT_INODE = struct.Struct("=128xQQII")
-_SIZE = _RECORD.size
+_MAX_NAME = 255
+_RECORDS = [struct.Struct(f"{_RECORD}{padded}s").pack for padded in range(0, _MAX_NAME + 8, 8)]
+"""Packers of a record and the name behind it, by the eights of bytes that the name needs: zeros fill the last one."""
 _BLKSIZE = 4096  # Python allocates st_blksize bytes for every open file
 
 
@@ -44,60 +48,50 @@ class Listings:
     def plus(self, node: int, cookie: int, room: int) -> list[memoryview]:
         """Return records from `cookie` that fit into `room` bytes, as buffers; none at the end. ENOTDIR."""
         parts: list[memoryview] = []
-        if cookie < 2:
-            dots = self._dots(node, cookie)
-            room -= len(dots)
-            if room < 0:
-                return []
-            parts.append(memoryview(dots))
-        for number, offset, places, entries in self._tree.segments(node, cookie):
+        for number, offset, segment in self._tree.segments(node, cookie):
             encoded = self._encoded.get((node, number))
             if encoded is None:
-                encoded = self._encode(node, offset + 2, places, entries)
+                encoded = self._encode(node, offset + 2, segment, self._dots(node) if number == 0 else [])
                 self._encoded.put((node, number), encoded, len(encoded.data) + 32 * len(encoded.starts))
             starts = encoded.starts
+            dots = len(starts) - 1 - len(segment.places)
             # a cookie lies above the place of the entry before it, and offset is one more than the segment's beginning
-            first = bisect_left(places, cookie - 2 - (offset - 1)) if cookie > 2 else 0
+            first = dots + bisect_left(segment.places, cookie - 2 - (offset - 1)) if cookie > dots else cookie
             last = bisect_right(starts, starts[first] + room) - 1
             parts.append(encoded.data[starts[first] : starts[last]])
             room -= starts[last] - starts[first]
-            if last < len(entries):
+            if last + 1 < len(starts):
                 break
-            cookie = 2  # whole segments from here on
+            cookie = 0  # whole segments from here on
         return parts
 
-    def _dots(self, node: int, cookie: int) -> bytes:
-        dots = b""
-        for name in self._tree.readdir(node, cookie):
-            if name.node:
-                break
-            padded = name.name + bytes(-len(name.name) % 8)
-            dots += _WITHOUT_INODE.pack(name.ino, name.cookie, len(name.name), name.kind >> 12) + padded
-        return dots
+    def _dots(self, node: int) -> list[bytes]:
+        """Return the records of `.` and `..`, whose cookies are 1 and 2."""
+        names = islice(self._tree.readdir(node, 0), 2)
+        return [_without_inode(name.ino, name.cookie, name.name, name.kind) for name in names]
 
-    def _encode(self, node: int, offset: int, places: list[int], entries: list[DirEntry]) -> Encoded:
-        parts: list[bytes] = []
-        starts: list[int] = []
-        append, pack, uids, gids = parts.append, _RECORD.pack, self._tree.uids, self._tree.gids
-        at = 0
-        for place, entry, status in zip(places, entries, self._tree.statuses(entries), strict=True):
-            name, ref, ino, kind = entry
+    def _encode(self, node: int, offset: int, segment: Segment, parts: list[bytes]) -> Encoded:
+        """Encode a segment behind the records that `parts` has already."""
+        append, uids, gids = parts.append, self._tree.uids, self._tree.gids
+        _, places, names, refs, numbers, kinds = segment
+        statuses = self._tree.statuses(segment)
+        for place, name, ref, number, kind, status in zip(places, names, refs, numbers, kinds, statuses, strict=True):
             length = len(name)
-            starts.append(at)
-            if length > 255:  # NAME_MAX: the kernel would refuse the whole reply
-                continue
-            padded = length + (-length % 8)
-            if isinstance(status, tuple):
+            if length > _MAX_NAME:  # the kernel would refuse the whole reply
+                append(b"")
+            elif isinstance(status, tuple):
                 mode, uid, gid, mtime, ino, nlink, size, rdev = status
-                append(pack(
+                append(_RECORDS[(length + 7) >> 3](
                     ref + 2, LIFETIME, LIFETIME, ino, size, (size + 511) >> 9, mtime, mtime, mtime,
-                    mode, nlink, uids[uid], gids[gid], rdev, _BLKSIZE, ino, place + offset, length, kind >> 12,
+                    mode, nlink, uids[uid], gids[gid], rdev, _BLKSIZE, ino, place + offset, length, mode >> 12, name,
                 ))  # fmt: skip
             else:
                 # The entry without its inode: the kernel asks with LOOKUP, and that name alone fails.
                 self._complain(f"reading {name!r} in node {node}: {status}")
-                append(_WITHOUT_INODE.pack(ino, place + offset, length, kind >> 12))
-            append(name.ljust(padded, b"\0"))
-            at += _SIZE + padded
-        starts.append(at)
-        return Encoded(memoryview(b"".join(parts)), starts)
+                append(_without_inode(number, place + offset, name, KINDS[kind - 1]))
+        return Encoded(memoryview(b"".join(parts)), list(accumulate(map(len, parts), initial=0)))
+
+
+def _without_inode(number: int, cookie: int, name: bytes, kind: int) -> bytes:
+    padded = name + bytes(-len(name) % 8)
+    return _WITHOUT_INODE.pack(number, cookie, len(name), kind >> 12) + padded

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from squashmount.idmap import IdMap, to_outside
 from squashmount.squashfs.blocks import Buffer
-from squashmount.squashfs.directories import DirEntry
+from squashmount.squashfs.directories import DirEntry, Segment
 from squashmount.squashfs.image import SquashImage
 from squashmount.squashfs.inodes import Inode
 
@@ -151,16 +151,16 @@ class Tree:
             if len(entry.name) <= MAX_NAME:
                 yield Name(entry.name, after + 2, entry.number, entry.kind, entry.ref + 2)
 
-    def segments(self, node: int, cookie: int) -> Iterator[tuple[int, int, list[int], list[DirEntry]]]:
-        """Yield (number, offset, places, entries) of a listing's parts; add 2 for readdir's cookies. ENOTDIR."""
+    def segments(self, node: int, cookie: int) -> Iterator[tuple[int, int, Segment]]:
+        """Yield (number, offset, segment) of a listing's parts; add 2 for readdir's cookies. ENOTDIR."""
         return self.image.segments(self._inode(node), max(0, cookie - 2))
 
-    def statuses(self, entries: list[DirEntry]) -> Iterator[tuple[int, ...] | Exception]:
+    def statuses(self, segment: Segment) -> Iterator[tuple[int, ...] | Exception]:
         """Yield (mode with kind, uid, gid, mtime, ino, nlink, size, rdev) of every entry, or that one's error.
 
         The ids are the image's: `uids` and `gids` say how they are shown.
         """
-        return self.image.statuses([entry[1] for entry in entries])
+        return self.image.statuses(segment.refs)
 
     def read(self, node: int, offset: int, size: int) -> list[Buffer]:
         """Return bytes of a regular file as buffers that share memory with the cache. EISDIR, EINVAL."""

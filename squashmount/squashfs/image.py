@@ -10,7 +10,7 @@ from squashmount.errors import DamagedError
 
 from .blocks import BlockCache, Buffer, Contents
 from .compress import decoder
-from .directories import Directories, DirEntry
+from .directories import Directories, DirEntry, Segment
 from .inodes import NO_XATTR, Inode, Inodes
 from .metadata import Metadata, Table
 from .source import Source
@@ -112,7 +112,7 @@ class SquashImage:
         _require(inode, stat.S_IFDIR, errno.ENOTDIR)
         return self._directories.entries(inode, cookie)
 
-    def segments(self, inode: Inode, cookie: int) -> Iterator[tuple[int, int, list[int], list[DirEntry]]]:
+    def segments(self, inode: Inode, cookie: int) -> Iterator[tuple[int, int, Segment]]:
         """Yield the parts of a listing from the one `cookie` lies in, see Directories.segments."""
         _require(inode, stat.S_IFDIR, errno.ENOTDIR)
         return self._directories.segments(inode, cookie)

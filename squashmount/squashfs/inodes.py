@@ -124,6 +124,19 @@ _BIG_SYMLINK = 10
 _BASIC_DIRECTORY, _BASIC_FILE = 1, 2
 
 
+class Owners(dict[int, int]):
+    """Index in the id table → user or group id, read when it is first needed; at most 65536, by the type on disk."""
+
+    def __init__(self, table: Table) -> None:
+        """Nothing is read."""
+        super().__init__()
+        self._table = table
+
+    def __missing__(self, index: int) -> int:
+        owner = self[index] = self._table[index][0]
+        return owner
+
+
 class Inodes:
     """The inode table; parsed inodes are kept in a bounded cache."""
 
@@ -135,7 +148,7 @@ class Inodes:
         self._start = superblock.inode_table
         self._end = superblock.directory_table
         self._ids = Table(metadata, "owner", start=superblock.id_table, count=superblock.id_count, record="<I")
-        self._owners: dict[int, int] = {}
+        self._owners = Owners(self._ids)
         self._parsed: Generations[int, Inode] = Generations(_CACHED)
 
     def get(self, ref: int) -> Inode:
@@ -152,7 +165,7 @@ class Inodes:
         For whole directories: the two forms that nearly all inodes have are decoded where they lie. Plain tuples,
         because this loop runs half a million times in a walk of a large image.
         """
-        at, data, owner = -1, b"", self._owner
+        at, data, owners = -1, b"", self._owners
         directory, file = _FORMS[_BASIC_DIRECTORY - 1][0].unpack_from, _FORMS[_BASIC_FILE - 1][0].unpack_from
         for ref in refs:
             try:
@@ -164,10 +177,10 @@ class Inodes:
                 form = data[offset] | data[offset + 1] << 8 if offset + 32 <= len(data) else 0
                 if form == _BASIC_FILE:
                     _, mode, uid, gid, mtime, number, _, _, _, size = file(data, offset)
-                    yield mode & 0o7777 | stat.S_IFREG, owner(uid), owner(gid), mtime, number, 1, size, 0
+                    yield mode & 0o7777 | stat.S_IFREG, owners[uid], owners[gid], mtime, number, 1, size, 0
                 elif form == _BASIC_DIRECTORY:
                     _, mode, uid, gid, mtime, number, _, nlink, size, _, _ = directory(data, offset)
-                    yield mode & 0o7777 | stat.S_IFDIR, owner(uid), owner(gid), mtime, number, nlink, size, 0
+                    yield mode & 0o7777 | stat.S_IFDIR, owners[uid], owners[gid], mtime, number, nlink, size, 0
                 else:
                     one = self.get(ref)
                     mode = one.kind | one.mode
@@ -212,7 +225,7 @@ class Inodes:
         nlink, size, rdev, xattr, start, place, fragment, parent, indexes = make(*rest)
         kind = KINDS[(number - 1) % 7]
         inode = Inode(
-            ref, kind, mode & 0o7777, self._owner(uid), self._owner(gid), mtime, serial, nlink, size, rdev, xattr,
+            ref, kind, mode & 0o7777, self._owners[uid], self._owners[gid], mtime, serial, nlink, size, rdev, xattr,
             start, place, fragment, tail, parent, indexes,
         )  # fmt: skip
         if kind == stat.S_IFLNK:
@@ -220,13 +233,6 @@ class Inodes:
         if kind == stat.S_IFREG and size >= 1 << 63:
             raise damaged(f"the file at {ref:#x} has the size {size}")
         return inode
-
-    def _owner(self, index: int) -> int:
-        # At most 65536, by the type of the index.
-        owner = self._owners.get(index)
-        if owner is None:
-            owner = self._owners[index] = self._ids[index][0]
-        return owner
 
     def _checked_symlink(self, inode: Inode, *, extended: bool) -> Inode:
         if not 0 < inode.size <= _MAX_SYMLINK:

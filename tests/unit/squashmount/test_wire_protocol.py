@@ -17,7 +17,7 @@ from squash_images import mksquash, noise
 from squashmount.errors import DamagedError
 from squashmount.server import wire
 from squashmount.server.tree import ROOT, Attr, Name, Shown, Tree, Usage
-from squashmount.squashfs.directories import DirEntry
+from squashmount.squashfs.directories import Segment
 from squashmount.squashfs.image import SquashImage
 
 IN = struct.Struct("=IIQQIIIHH")
@@ -322,17 +322,19 @@ class Strange:
         return [struct.pack("=Q", offset), b"." * (min(size, self.SIZE - offset) - 8)]
 
     def readdir(self, _node: int, _cookie: int) -> Iterator[Name]:
-        yield Name(b"n2", 3, 102, stat.S_IFREG, 2)
+        yield Name(b".", 1, 101, stat.S_IFDIR, 0)
+        yield Name(b"..", 2, 101, stat.S_IFDIR, 0)
 
-    def segments(self, _node: int, _cookie: int) -> Iterator[tuple[int, int, list[int], list[DirEntry]]]:
-        numbers = (2, 3, 6, 8)
-        entries = [DirEntry(b"n%d" % number, number - 2, 100 + number, stat.S_IFREG) for number in numbers]
-        yield 0, 1, list(numbers), entries
+    def segments(self, _node: int, _cookie: int) -> Iterator[tuple[int, int, Segment]]:
+        numbers = [2, 3, 6, 8]
+        names = [b"n%d" % number for number in numbers]
+        refs, inodes = [number - 2 for number in numbers], [100 + number for number in numbers]
+        yield 0, 1, Segment(b"", numbers, names, refs, inodes, [2] * 4)
 
-    def statuses(self, entries: list[DirEntry]) -> Iterator[tuple[int, ...] | Exception]:
-        for entry in entries:
-            error = self.failures.get(entry.ref + 2)
-            yield error if isinstance(error, Exception) else (stat.S_IFREG | 0o644, 7, 8, 0, entry.number, 1, 0, 0)
+    def statuses(self, segment: Segment) -> Iterator[tuple[int, ...] | Exception]:
+        for ref, number in zip(segment.refs, segment.numbers, strict=True):
+            error = self.failures.get(ref + 2)
+            yield error if isinstance(error, Exception) else (stat.S_IFREG | 0o644, 7, 8, 0, number, 1, 0, 0)
 
     @staticmethod
     def usage() -> Usage:
@@ -366,10 +368,10 @@ def test_a_damaged_inode_does_not_hide_its_neighbours() -> None:
     error, payload = kernel.ask(44, ROOT, read_in(0, 65536))
     assert error == 0
     found = [(name, node) for name, _, _, node in names_in(payload, plus=True)]
-    assert found == [(b"n2", 2), (b"n3", 0), (b"n6", 0), (b"n8", 8)]
+    assert found == [(b".", 0), (b"..", 0), (b"n2", 2), (b"n3", 0), (b"n6", 0), (b"n8", 8)]
     assert any("reading b'n3' in node 1" in line for line in kernel.log)
     # resumed behind the second one: sliced from what is encoded already
-    _, rest = kernel.ask(44, ROOT, read_in(names_in(payload, plus=True)[1][1], 65536))
+    _, rest = kernel.ask(44, ROOT, read_in(names_in(payload, plus=True)[3][1], 65536))
     assert [name for name, *_ in names_in(rest, plus=True)] == [b"n6", b"n8"]
     assert len(kernel.log) == 2
     kernel.close()
