@@ -10,6 +10,7 @@ on disk. Left out: what Podman and crun look up in the image before the program 
 import stat
 import struct
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 
 from inputs import Spec
@@ -24,6 +25,8 @@ from squashmount.squashfs.source import Source
 from squashmount.squashfs.superblock import NO_TABLE, read_superblock
 
 SUPERBLOCK_BYTES = 96
+LARGEST = 1 << 20
+"""Bytes of one request, at most (passthrough.READ_AHEAD)."""
 _SIZE = (1 << 24) - 1
 
 Trace = list[tuple[str, str, int, int]]
@@ -80,6 +83,27 @@ class Needed:
         metadata, data = sum(self._metadata.used.values()), sum(self._data.values())
         blocks = len(self._metadata.used) + len(self._data)
         return {"metadata": metadata, "data": data, "bytes": metadata + data + SUPERBLOCK_BYTES, "blocks": blocks}
+
+    def fewest_requests(self, times: float) -> int:
+        """Return how few requests bring all of it when gaps are read, too: up to `times` the bytes needed.
+
+        What a reader could do that knows beforehand what will be needed, in this file as it is laid out. The smallest
+        gaps are read first.
+        """
+        sizes = {0: SUPERBLOCK_BYTES} | self._metadata.used | self._data
+        blocks = sorted(sizes)
+        gaps = [(here - before - sizes[before], here) for before, here in pairwise(blocks)]
+        spare = (times - 1) * sum(sizes.values())
+        apart = set()
+        for gap, here in sorted(gaps):
+            spare -= gap
+            if spare < 0:
+                apart.add(here)
+        count, begin = 0, 0
+        for block in blocks:
+            if not count or block in apart or block + sizes[block] - begin > LARGEST:
+                count, begin = count + 1, block
+        return count
 
     def _find(self, path: str) -> Inode | None:
         inode = self._inodes.get(self._block.root_ref)

@@ -140,7 +140,7 @@ def test_what_is_needed_of_a_squash_file_is_what_is_stored(bench: Callable[[str]
             found = bench("needed").Needed(file.fileno())
             found.add(trace)
             total: dict[str, int] = found.total()
-            return total
+            return total | {"apart": found.fewest_requests(1), "together": found.fewest_requests(1e9)}
 
     everything = []
     for top, dirs, names in os.walk(tmp_path / "tree"):
@@ -155,9 +155,12 @@ def test_what_is_needed_of_a_squash_file_is_what_is_stored(bench: Callable[[str]
     assert 0 < whole["metadata"] <= size - end_of_data
     assert whole["bytes"] == 96 + whole["data"] + whole["metadata"]
     assert needed(everything + everything) == whole
+    assert size < MIB
+    assert 1 == whole["together"] <= whole["apart"] <= whole["blocks"] + 1
 
     absent = needed([("lookup", "etc/absent", 0, 0)])
     assert (absent["data"], absent["metadata"] > 0) == (0, True)
+    assert (absent["apart"], absent["together"]) == (3, 1)  # apart: superblock, inodes with directories, owners
     page, block = (needed([("read", "etc/size-300001", 0, size)])["data"] for size in (PAGE, 131072))
     assert page == block
     assert 131072 - PAGE < page <= 131072  # noise: stored as it is, or nearly
@@ -183,6 +186,7 @@ def test_a_quick_run_reports_every_stack_and_judges_the_targets(tmp_path: Path) 
         for one in sweep:
             assert 0 < one["squash_requests"] < one["requests"]
             assert needed["data"] <= one["squash_bytes"] <= one["bytes"]
+        assert sum(row.get("open", 0) for row in results["files"][stack].values()) > 0
         assert [one["nodes"] for one in results["scale"] if one["stack"] == stack] == [1, 2]
     two = next(one for one in results["scale"] if one["nodes"] == 2)
     assert len(two["walls"]) == 2
