@@ -3,7 +3,9 @@
 import hashlib
 import os
 import stat
+import struct
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -109,6 +111,28 @@ def noise(size: int) -> bytes:
 
 
 NOISE = noise(1000)
+
+
+def image_of(data: bytes) -> SquashImage:
+    """Open an image that is no file, under the name `damaged.squashfs`, with a cache of 1 MiB."""
+    file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - its descriptor is handed over
+    with file:
+        file.write(data)
+        fd = os.dup(file.fileno())
+    return SquashImage(fd, name="damaged.squashfs", cache_bytes=1 << 20)
+
+
+def in_a_circle(data: bytes, folder: bytes, file: bytes) -> bytes:
+    """Make a file, which lies somewhere below a directory, that directory; the inodes are not compressed."""
+    with image_of(data) as image:
+        outer, small = image.find(folder), image.find(file)
+    assert outer is not None
+    assert small is not None
+    assert outer.ref >> 16 == small.ref >> 16, "the inodes of a run of entries are in one metadata block"
+    name = os.path.basename(file)
+    at = data.index(struct.pack("<HH", 2, len(name) - 1) + name)
+    assert data[at - 4 : at - 2] == struct.pack("<H", small.ref & 0xFFFF)
+    return data[: at - 4] + struct.pack("<H", outer.ref & 0xFFFF) + data[at - 2 : at] + b"\1\0" + data[at + 2 :]
 
 
 def walk(image: SquashImage) -> Iterator[tuple[bytes, Inode]]:

@@ -23,7 +23,7 @@ from lab import TOP, Done, User, run, wait_for
 from PySquashfsImage import SquashFsImage
 from PySquashfsImage.file import File
 from snapshot import KINDS
-from squash_images import make_tree, mksquash
+from squash_images import in_a_circle, make_tree, mksquash
 
 from squashmount.mountinfo import read_mounts
 
@@ -301,6 +301,28 @@ def test_a_damaged_inode_is_one_name_that_fails(place: Path, command: Command, e
             os.lstat(target / "damaged")
         assert [(target / name).read_text() for name in ("first", "second", "third")] == ["first", "second", "third"]
         assert stat.S_ISDIR(os.stat(target).st_mode)
+
+
+@needs_pyfuse3
+@pytest.mark.parametrize("engine", ["wire", "pyfuse3"])
+def test_a_directory_in_its_own_subdirectory_does_not_make_a_walk_endless(
+    place: Path, command: Command, engine: str
+) -> None:
+    """The kernel refuses a directory that is its own ancestor (fs/dcache.c, d_splice_alias), if node ids tell it so."""
+    tree = place / f"straight-{engine}"
+    (tree / "outer/inner").mkdir(parents=True)
+    (tree / "outer/inner/file").write_text("file")
+    (tree / "outer/last").write_text("last")
+    straight = Path(mksquash(tree, place / f"straight-{engine}.squashfs", "-noI", "-noId"))
+    file = place / f"circle-{engine}.squashfs"
+    file.write_bytes(in_a_circle(straight.read_bytes(), b"outer", b"outer/inner/file"))
+    target = place / f"circle-{engine}"
+    with shown_by(engine, file, target, command):
+        walked = run("find", str(target), "-printf", "%P\\n", timeout=20)
+        assert walked.code != 0
+        assert {"outer", "outer/inner", "outer/last"} <= set(walked.out.split())
+        assert len(walked.out.split()) < 10
+        assert (target / "outer/last").read_text() == "last"
 
 
 def test_a_missing_package_is_explained(product: Path, squash: Path, place: Path, root: User) -> None:

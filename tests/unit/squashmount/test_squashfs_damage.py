@@ -10,7 +10,6 @@ import random
 import resource
 import stat
 import struct
-import tempfile
 import time
 import tracemalloc
 import zlib
@@ -24,7 +23,7 @@ import pytest
 import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from squash_images import mksquash, noise
+from squash_images import image_of, in_a_circle, mksquash, noise
 
 from squashmount.errors import DamagedError, ToolError
 from squashmount.server.listing import Listings
@@ -66,14 +65,6 @@ def bounded() -> Iterator[None]:
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
     assert time.process_time() - started < SECONDS
-
-
-def image_of(data: bytes) -> SquashImage:
-    file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - its descriptor is handed over
-    with file:
-        file.write(data)
-        fd = os.dup(file.fileno())
-    return SquashImage(fd, name="damaged.squashfs", cache_bytes=1 << 20)
 
 
 def read_everything(data: bytes, *, names: int = 2000) -> int:
@@ -297,19 +288,9 @@ def test_a_directory_that_contains_the_root_is_damage(images: list[bytes]) -> No
         list(image.entries(image.inode(image.root_ref)))
 
 
-def in_a_circle(data: bytes) -> bytes:
-    """Make the file SMALL, which lies in d/many, the directory d."""
-    with image_of(data) as image:
-        outer, small = found(image, b"d"), found(image, SMALL)
-    assert outer.ref >> 16 == small.ref >> 16, "a run of entries has its inodes in one metadata block"
-    at = data.index(struct.pack("<HH", 2, len(SMALL) - 8) + SMALL[7:])
-    assert data[at - 4 : at - 2] == struct.pack("<H", small.ref & 0xFFFF)
-    return data[: at - 4] + struct.pack("<H", outer.ref & 0xFFFF) + data[at - 2 : at] + b"\1\0" + data[at + 2 :]
-
-
 def test_a_directory_in_its_own_subdirectory_is_no_endless_work(images: list[bytes]) -> None:
     """Nobody can tell without reading everything; whoever walks into it goes in circles, one request at a time."""
-    data = in_a_circle(images[0])
+    data = in_a_circle(images[0], b"d", SMALL)
     with bounded(), image_of(data) as image:
         assert found(image, b"/".join([SMALL] + [SMALL[2:]] * 50)).ref == found(image, b"d").ref
     assert read_everything(data) == 2000  # as many names as it was allowed to look at
