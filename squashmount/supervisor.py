@@ -8,21 +8,17 @@ overlays, then the squash mount, and the FUSE connection ends with ENODEV: the s
 """
 
 import fcntl
-import json
 import os
-import signal
 import struct
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from typing import NamedTuple
 
 from . import linux
 from .config import Config
 from .host import probe_host
 from .images import open_image
 from .keeper import Served, ServerDir, is_current, say_ready, sweep
+from .lean import NamedTuple, json_text, signal, suppress
 from .mountinfo import find_process, namespace_id, read_mounts
 from .runtime import Log
 from .server.fusemount import DEVICE, mount_fuse
@@ -214,7 +210,7 @@ def _write_info(serving: Serving, worker: int) -> None:
         "started": time.time(),
     }
     with suppress(FileNotFoundError), open(serving.place.info, "w", encoding="utf-8") as file:
-        json.dump(info, file)
+        file.write(json_text(info))
 
 
 class Watch:
@@ -277,7 +273,7 @@ class Watch:
 
         The file system lives on as long as an overlay still uses it, and so does the worker.
         """
-        with self._lock() as locked:
+        with _Lock(self._lock_file) as locked:
             if not is_current(self._place, self._lock_file):
                 return True  # another server has this place now: nothing in it is ours
             if not locked or self._in_use():
@@ -292,25 +288,29 @@ class Watch:
 
     def _forget_ended(self) -> None:
         """Drop the leases of containers that are gone, unless one is being mounted (its lease comes first)."""
-        with self._lock() as locked:
+        with _Lock(self._lock_file) as locked:
             if locked and is_current(self._place, self._lock_file):
                 targets = self._mounted_targets()
                 for lease, target in self._place.leased().items():
                     if target not in targets:
                         os.unlink(lease)
 
-    @contextmanager
-    def _lock(self) -> Iterator[bool]:
-        """Yield whether nobody else holds the lock; it is ours inside the block then."""
+
+class _Lock:
+    """Tells whether nobody else holds the lock; it is ours inside the block then."""
+
+    def __init__(self, file: int) -> None:
+        self._file = file
+
+    def __enter__(self) -> bool:
         try:
-            fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            yield False
-            return
-        try:
-            yield True
-        finally:
-            fcntl.flock(self._lock_file, fcntl.LOCK_UN)
+            return False
+        return True
+
+    def __exit__(self, *_error: object) -> None:
+        fcntl.flock(self._file, fcntl.LOCK_UN)
 
 
 def detach(mountpoint: str, namespace: int) -> None:

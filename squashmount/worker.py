@@ -1,12 +1,10 @@
 """The process that speaks FUSE: reader, tree and wire engine, and the counters `squashmount ps` shows."""
 
-import json
 import os
-import threading
 import time
-from contextlib import suppress
 
 from .keeper import Served, ServerDir
+from .lean import Thread, json_text, suppress
 from .runtime import Log
 from .server.tree import IdShift, Tree
 from .server.wire import Stats, serve
@@ -19,7 +17,7 @@ def work(image: SquashImage, served: Served, fuse: int, place: ServerDir, log: L
     """Serve until the connection ends. `resumed`: after another worker that was killed."""
     tree = Tree(image, IdShift(*served.shift))
     stats = Stats()
-    threading.Thread(target=_publish, args=(stats, place), daemon=True).start()
+    Thread(target=_publish, args=(stats, place), daemon=True).start()
     serve(fuse, tree, threads=min(os.cpu_count() or 1, 4), stats=stats, log=log.fail, resumed=resumed)
 
 
@@ -32,7 +30,7 @@ def _publish(stats: Stats, place: ServerDir) -> None:
     while True:
         time.sleep(wait)
         wait = STATS_SECONDS
-        text = json.dumps(stats.snapshot())
+        text = json_text(stats.snapshot())
         if text != last:
             last = text
             with suppress(OSError):

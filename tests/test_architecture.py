@@ -95,7 +95,19 @@ def loaded_by(code: str) -> set[str]:
 MOUNT_PATH = {
     # `os`, which `site` would have loaded
     *("os", "stat", "_stat", "posixpath", "genericpath", "_collections_abc", "os.path"),
-    *("_ctypes", "_operator", "_struct", "ctypes", "ctypes._endian", "errno", "fcntl", "struct", "types"),
+    *(
+        "_collections",
+        "_functools",
+        "_ctypes",
+        "_operator",
+        "_struct",
+        "ctypes",
+        "ctypes._endian",
+        "errno",
+        "fcntl",
+        "struct",
+        "types",
+    ),
     *("squashmount", "squashmount.__main__", "squashmount.config", "squashmount.errors", "squashmount.host"),
     *("squashmount.idmap", "squashmount.keeper", "squashmount.lean", "squashmount.linux", "squashmount.lowers"),
     *("squashmount.mount", "squashmount.mountinfo", "squashmount.overlay", "squashmount.plan"),
@@ -111,3 +123,6 @@ def test_mount_path_is_light() -> None:
 def test_server_loads_no_more_than_it_serves_with() -> None:
     loaded = loaded_by("import squashmount.supervisor, squashmount.worker")
     assert loaded & HEAVY == set(), "decoders are loaded when a squash file needs them"
+    loaded |= loaded_by("from squashmount.squashfs.compress import decoder; decoder('zstd')")
+    slow = {"collections", "contextlib", "enum", "functools", "json", "re", "threading", "typing", "zstandard"}
+    assert loaded & slow == set()

@@ -1,7 +1,6 @@
 """The log of an engine, bounded: a damaged block is asked for again and again, and the log must not fill a disk."""
 
-from collections.abc import Callable
-from contextlib import suppress
+from squashmount.lean import Callable, suppress
 
 Log = Callable[[str], None]
 

@@ -7,10 +7,9 @@ Source: kernel include/uapi/linux/fuse.h (struct fuse_direntplus), fs/fuse/readd
 
 import struct
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable
 from itertools import accumulate, islice
-from typing import NamedTuple
 
+from squashmount.lean import Callable, NamedTuple
 from squashmount.squashfs.directories import Segment
 from squashmount.squashfs.generations import Generations
 from squashmount.squashfs.inodes import KINDS

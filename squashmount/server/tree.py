@@ -8,10 +8,9 @@ import errno
 import os
 import stat
 import struct
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
 
 from squashmount.idmap import IdMap, to_outside
+from squashmount.lean import Callable, Iterator, NamedTuple
 from squashmount.squashfs.blocks import Buffer
 from squashmount.squashfs.directories import DirEntry, Segment
 from squashmount.squashfs.image import SquashImage

@@ -12,11 +12,9 @@ Source: kernel include/uapi/linux/fuse.h (protocol 7.x, struct layouts), fs/fuse
 import errno
 import os
 import struct
-import threading
-from collections.abc import Callable, Sequence
-from typing import Final, NamedTuple
 
 from squashmount.errors import DamagedError
+from squashmount.lean import Callable, Final, NamedTuple, Sequence, Thread, local
 from squashmount.squashfs.blocks import Buffer
 
 from .complaints import Complaints, Log
@@ -158,7 +156,7 @@ def serve(
     server = _Server(fuse_fd, tree, stats or Stats(), log)
     if resumed:
         server.ask_again()
-    others = [threading.Thread(target=server.loop, daemon=True) for _ in range(threads - 1)]
+    others = [Thread(target=server.loop, daemon=True) for _ in range(threads - 1)]
     for thread in others:
         thread.start()
     server.loop()
@@ -179,7 +177,7 @@ class _Server:
         # What was negotiated with a predecessor is unknown: real replies to OPEN are always right.
         self._zero_open = False
         self._zero_opendir = False
-        self._local = threading.local()
+        self._local = local()
         self._handlers: dict[int, Callable[[Request], Sequence[Buffer]]] = {
             _LOOKUP: self._lookup,
             _GETATTR: self._getattr,

@@ -5,9 +5,9 @@ from the (shared) file system by one large request. The kernel's own read-ahead 
 end of each file, and its window is 128 KiB, one block, on a FUSE mount made in a user namespace (fuse_init_fs_context).
 """
 
-import threading
-from collections.abc import Callable, Iterable
-from queue import SimpleQueue
+from _queue import SimpleQueue  # what `queue` offers under this name; `queue` also imports threading and heapq
+
+from squashmount.lean import Callable, Iterable, Lock, Thread
 
 DEPTH = 8
 """How many blocks of a sequence are asked for at most; refilled when half of them are used."""
@@ -26,8 +26,8 @@ class Ahead:
         self._fetch = fetch
         self._queue: SimpleQueue[list[Key] | None] = SimpleQueue()
         self._queued: set[Key] = set()
-        self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
+        self._lock = Lock()
+        self._thread: Thread | None = None
 
     def __contains__(self, key: Key) -> bool:
         """Tell whether a block was asked for and is not decoded yet."""
@@ -54,7 +54,7 @@ class Ahead:
     def _start(self) -> None:
         with self._lock:
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, daemon=True)
+                self._thread = Thread(target=self._run, daemon=True)
                 self._thread.start()
 
     def _run(self) -> None:

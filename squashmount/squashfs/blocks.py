@@ -4,12 +4,9 @@ Source: kernel fs/squashfs/file.c, fragment.c; Documentation/filesystems/squashf
 """
 
 import struct
-import threading
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
-from functools import partial
 from itertools import accumulate
-from typing import NamedTuple
+
+from squashmount.lean import Callable, Iterable, Iterator, Lock, NamedTuple, OrderedDict, partial
 
 from .ahead import DEPTH, Ahead, Key
 from .compress import BadDataError, Decoder
@@ -36,7 +33,7 @@ class _Flight:
     __slots__ = ("error", "landed")
 
     def __init__(self) -> None:
-        self.landed = threading.Lock()
+        self.landed = Lock()
         self.landed.acquire()
         self.error: BaseException | None = None
 
@@ -50,7 +47,7 @@ class BlockCache:
         """`budget` is in bytes; at least the newest block is always kept."""
         self._budget = budget
         self._used = 0
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._blocks: OrderedDict[Key, bytes] = OrderedDict()
         self._flights: dict[Key, _Flight] = {}
         self.hits = 0

@@ -5,10 +5,10 @@ that (a few hundred damaged bytes can claim gigabytes) and raises BadDataError f
 Numbers: squashfs_fs.h, `*_COMPRESSION`.
 """
 
-import threading
-from collections.abc import Callable
+import sys
 
 from squashmount.errors import ToolError
+from squashmount.lean import Any, Callable, local
 
 Decoder = Callable[[bytes, int], bytes]
 
@@ -98,20 +98,35 @@ def _lz4() -> Decoder:
     return decode
 
 
+def _zstd_backend() -> Any:
+    """Return zstandard's compiled part; the package around it imports platform, re, typing: 9 of 10 ms."""
+    name = "zstandard.backend_c"
+    for finder in () if name in sys.modules else sys.meta_path:
+        package = finder.find_spec("zstandard", None)
+        places = package.submodule_search_locations if package else None
+        spec = finder.find_spec(name, places) if places else None
+        if spec and spec.loader and (module := spec.loader.create_module(spec)):
+            spec.loader.exec_module(module)
+            return module
+    import zstandard  # noqa: PLC0415 - loaded already, or without a compiled part
+
+    return zstandard
+
+
 def _zstd() -> Decoder:
     try:
-        import zstandard  # noqa: PLC0415 - only the compressor in use is imported
+        zstandard = _zstd_backend()
     except ImportError as err:
         raise _missing("zstd", "zstandard", "pip install zstandard") from err
 
     # A ZstdDecompressor is one context and not safe for threads (its documentation, "Thread and Object Reuse").
-    local = threading.local()
+    mine = local()
 
     def decode(data: bytes, limit: int) -> bytes:
         try:
-            context = local.context
+            context = mine.context
         except AttributeError:
-            context = local.context = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW)
+            context = mine.context = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW)
         try:
             # `decompress` allocates whatever the frame header claims: ask the header first.
             claimed = zstandard.frame_content_size(data)

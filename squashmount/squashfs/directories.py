@@ -7,8 +7,8 @@ of 100,000 entries. Source: kernel fs/squashfs/dir.c, namei.c.
 
 import struct
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
-from typing import NamedTuple
+
+from squashmount.lean import Iterator, NamedTuple
 
 from .generations import Generations
 from .inodes import KINDS, Inode, Inodes

@@ -4,7 +4,7 @@ Not exact LRU: an entry used since the last turn survives the next. What it buys
 access and needs no lock (single dictionary operations are atomic), which matters at 100,000 look-ups a second.
 """
 
-from typing import Generic, TypeVar
+from squashmount.lean import Generic, TypeVar
 
 K = TypeVar("K")
 V = TypeVar("V")

@@ -3,10 +3,9 @@
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator
-from typing import Self
 
 from squashmount.errors import DamagedError
+from squashmount.lean import Callable, Iterable, Iterator, Self
 
 from .blocks import BlockCache, Buffer, Contents
 from .compress import decoder

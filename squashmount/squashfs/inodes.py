@@ -6,10 +6,9 @@ Source: kernel fs/squashfs/squashfs_fs.h (`struct squashfs_*_inode`) and inode.c
 import os
 import stat
 import struct
-from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
 
 from squashmount.errors import DamagedError
+from squashmount.lean import Callable, Iterable, Iterator, NamedTuple
 
 from .generations import Generations
 from .metadata import Metadata, Table

@@ -4,9 +4,9 @@ Source: kernel fs/squashfs/squashfs_fs.h `struct squashfs_super_block` and super
 """
 
 import struct
-from typing import NamedTuple
 
 from squashmount.errors import DamagedError
+from squashmount.lean import NamedTuple
 
 from .compress import COMPRESSORS
 from .source import HINT, Source

@@ -2,13 +2,17 @@
 
 import contextlib
 import copy
+import json
+import os
 import typing
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from squashmount.lean import NamedTuple, fnv1a, suppress
+from squashmount.lean import NamedTuple, fnv1a, json_text, suppress
 
 
 class Ours(NamedTuple):
@@ -66,6 +70,34 @@ def test_named_tuples_are_the_same(ask: Callable[[Any], object]) -> None:
 def test_named_tuples_refuse_the_same(kind: object, wrong: Callable[[object], object]) -> None:
     with pytest.raises((TypeError, AttributeError)):
         wrong(kind)
+
+
+def test_named_tuples_made_often_are_the_same() -> None:
+    class Often(NamedTuple):
+        a: int
+        b: str = "x"
+        c: float = 0.5
+
+    made = {(Often(1), Often(1, c=2), Often(c=3, a=1)) for _ in range(100)}
+    assert made == {((1, "x", 0.5), (1, "x", 2), (1, "x", 3))}
+    with pytest.raises(TypeError, match="missing"):
+        Often(b="x")  # type: ignore[call-arg]
+    assert copy.copy(Often(1)._replace(b="r")).b == "r"
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    )
+)
+def test_json_text_is_read_back(value: object) -> None:
+    assert json.loads(json_text(value)) == value
+
+
+def test_json_text_takes_names_that_are_not_text() -> None:
+    name = os.fsdecode(b"/odd/\xff\n")
+    assert json.loads(json_text({"target": (name, 1)})) == {"target": [name, 1]}
 
 
 @pytest.mark.parametrize("kind", [suppress, contextlib.suppress])
