@@ -14,8 +14,15 @@ mpl.use("svg")
 from matplotlib.figure import Figure
 from results import cases_of, groups, median_of, values_of
 
-OURS = {"ours-wire": "#c1440e", "ours-squashfuse_ll": "#e58a5c", "ours-wire-fuse": "#f2c2a4", "bare-wire": "#c1440e"}
-OTHERS = ("#1d3557", "#457b9d", "#8fb8d1", "#6c757d", "#adb5bd")
+OURS = {
+    "ours-wire": "#c1440e",
+    "ours-profiled": "#8f2d04",
+    "ours-squashfuse_ll": "#e58a5c",
+    "ours-wire-fuse": "#f2c2a4",
+    "bare-wire": "#c1440e",
+    "bare-pyfuse3": "#e58a5c",
+}
+OTHERS = ("#1d3557", "#457b9d", "#8fb8d1", "#b9d3e2", "#6c757d", "#adb5bd", "#495057")
 COLUMNS = 4
 
 

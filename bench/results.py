@@ -6,11 +6,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-KINDS = ("wall", "inside", "first")
+import many
+import squashing
+
+ABOUT_SERVERS = (
+    "All processes that serve the container or the bare mount (squash reader, supervisor, fuse-overlayfs), started for "
+    "this, after the workload and before the container ends: proportional set size, processor seconds since their "
+    "start, number of processes. One sample each."
+)
+ABOUT_SQUASHING = (
+    "From the unpacked image to the published squash file, ours with its checksum and read-back check. Peak memory: "
+    "anonymous memory of all processes together, sampled each 50 ms. Ratios to podman-hpc."
+)
+ABOUT_MOUNTING = "Until `squashmount mount FILE DIR` has returned; page cache of the file dropped before."
+ABOUT_MANY = "Bare mounts, as root; files of up to 400 bytes, 100 in a directory. Medians."
+
+KINDS = ("wall", "inside", "first", "cpu")
 ABOUT_KINDS = {
     "wall": "from `podman run` (on a bare mount: of the work) until the last container ended",
     "inside": "of the work alone, as the container's own clock saw it; median over the containers",
-    "first": "from `podman run` to the first line of the program in the container",
+    "first": "from `podman run` to the first line of the program in the container (workload `first`: date(1), so that "
+    "no start of Python is in it)",
+    "cpu": "processor seconds of everything together: Podman, containers and servers",
 }
 
 
@@ -94,6 +111,34 @@ def as_markdown(rows: list[list[str]]) -> str:
     return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
 
 
+def extra_tables(results: dict[str, Any]) -> list[tuple[str, str, list[list[str]]]]:
+    """Return title, explanation and rows of what is no workload in a container."""
+    found = []
+    if results.get("servers"):
+        found.append(("Servers", ABOUT_SERVERS, _server_rows(results)))
+    if results.get("mig"):
+        found.append(("Squashing", ABOUT_SQUASHING, squashing.rows(results["mig"])))
+    if results.get("many"):
+        size = max(results["many"]["sizes"])
+        found += [
+            ("Mounting images of very many files", ABOUT_MOUNTING, many.mount_rows(results["many"])),
+            (f"An image of {size} files", ABOUT_MANY, many.rows(results["many"])),
+        ]
+    return [one for one in found if len(one[2]) > 1]
+
+
+def _server_rows(results: dict[str, Any]) -> list[list[str]]:
+    names = [name for name in results["stacks"] if any(name in costs for costs in results["servers"].values())]
+    rows = [["", *names]]
+    for workload, costs in results["servers"].items():
+        rows.append([workload, *(_cost(costs.get(name)) for name in names)])
+    return rows
+
+
+def _cost(cost: dict[str, Any] | None) -> str:
+    return f"{cost['pss_mib']:.0f} MiB, {cost['cpu']:.2f} s ({cost['processes']})" if cost else ""
+
+
 def markdown(results: dict[str, Any], target_rows: list[list[str]]) -> str:
     """Return the whole report."""
     machine, settings = results["machine"], results["settings"]
@@ -104,7 +149,7 @@ def markdown(results: dict[str, Any], target_rows: list[list[str]]) -> str:
         + ", ".join(f"{name} {size / 2**20:.0f} MiB" for name, size in results["squash_bytes"].items())
         + f". Command: `scripts/bench {settings['arguments']}`.",
         CELLS,
-        "![plot](plot.svg)",
+        *(["![plot](plot.svg)"] if results["samples"] else []),
         *(f"- **{name}**: {stack['about']}" for name, stack in results["stacks"].items()),
     ]
     if len(target_rows) > 1:
@@ -115,6 +160,10 @@ def markdown(results: dict[str, Any], target_rows: list[list[str]]) -> str:
             rows = table(results, stacks, reference, kind)
             if len(rows) > 1 and not (kind == "inside" and results["stacks"][stacks[0]]["bare"]):
                 parts += [f"*{kind}*: {ABOUT_KINDS[kind]}; ratios to {reference}.", as_markdown(rows)]
+    for title, text, rows in extra_tables(results):
+        parts += [f"## {title}", text, as_markdown(rows)]
+    if results["skipped"]:
+        parts += ["## Not measured", *(f"- {line}" for line in results["skipped"])]
     if results["failures"]:
         parts += ["## Failures", *(f"- {line}" for line in results["failures"])]
     # list items belong together, everything else stands apart
@@ -135,9 +184,13 @@ def _machine(machine: dict[str, Any]) -> str:
 def _sizes(results: dict[str, Any]) -> str:
     spec = results["settings"]["spec"]
     return (
-        f"Debian 12 with Python, {spec['modules']} generated modules, a file of {spec['big_mib']} MiB, {spec['small']} "
-        f"files of 1-64 KiB, {results['settings']['entries']} files and directories in all"
+        f"Debian 12 with {_packages(spec)}, {spec['modules']} generated modules, a file of {spec['big_mib']} MiB, "
+        f"{spec['small']} files of 1-64 KiB, {results['settings']['entries']} files and directories in all"
     )
+
+
+def _packages(spec: dict[str, Any]) -> str:
+    return str(spec["packages"]).replace(",", ", ").replace("python3-", "")
 
 
 def write(results: dict[str, Any], target_rows: list[list[str]], out: Path) -> None:

@@ -19,15 +19,18 @@ from typing import Any
 from inputs import NAME, QUICK, Spec, load_image
 from lab import TOP, Node, install_product, make_user
 from machine import describe, short_name
+from many import QUICK_SIZES, SIZES, measure_many
 from plot import plot
-from results import Case, as_text, groups, table, write
-from stacks import ALL, BenchError, Place, Sample, Stack, make_stacks
+from results import Case, as_text, extra_tables, groups, table, write
+from selection import ALL, WORKLOADS, counts, make_stacks, runs
+from squashing import FORMATS, HPC, OURS, measure_squashing
+from stacks import BenchError, Place, Sample, Skipped, Stack
 from targets import outcomes
 
-WORKLOADS = ("true", "import", "walk", "read", "random", "small", "open")
-NOT_BARE = {"true", "import", "open"}
-AT_ONCE = ("true", "import")
-"""Workloads that also run eight at once; with --full all do, and 32 at once."""
+PARTS = ("containers", "servers", "mig", "many")
+"""containers: the workloads, also on bare mounts; servers: memory and processor time of whoever serves."""
+ONCE_MORE = 3
+"""Rounds of the parts that take long and vary little."""
 
 
 def main(argv: list[str]) -> int:
@@ -49,10 +52,16 @@ def main(argv: list[str]) -> int:
         "settings": {"rounds": options.rounds, "arguments": shlex.join(argv), "spec": asdict(spec)},
         "cases": [],
         "samples": {},
+        "servers": {},
         "failures": [],
+        "skipped": [],
     }
-    with _stacks(spec, options.stacks, results) as stacks:
-        _measure(stacks, _plan(options), options.rounds, results)
+    with _stacks(spec, options.stacks, results) as (place, stacks):
+        if "containers" in options.parts:
+            _measure(stacks, options, results)
+        if "servers" in options.parts:
+            _measure_servers(stacks, options, results)
+        _measure_others(place, options, results)
         machine["load_after"] = round(os.getloadavg()[0], 1)
     return _report(results, out)
 
@@ -62,9 +71,12 @@ def _options(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5, help="how often everything is measured (default 5)")
     parser.add_argument("--stacks", type=_names(tuple(ALL)), default=list(ALL), help=", ".join(ALL))
     parser.add_argument("--workloads", type=_names(WORKLOADS), default=list(WORKLOADS), help=", ".join(WORKLOADS))
+    parser.add_argument("--parts", type=_names(PARTS), default=list(PARTS), help=", ".join(PARTS))
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help="a small image, one at a time")
-    size.add_argument("--full", action="store_true", help="a file of 1 GiB; everything also 8 and 32 at once")
+    size.add_argument(
+        "--full", action="store_true", help="a file of 1 GiB; every workload and stack also 8 and 32 at once"
+    )
     parser.add_argument("--out", help="results directory (default bench/results/DATE-MACHINE)")
     return parser.parse_args(argv)
 
@@ -79,16 +91,8 @@ def _names(allowed: tuple[str, ...]) -> Any:
     return parse
 
 
-def _plan(options: argparse.Namespace) -> list[tuple[str, int]]:
-    plan = []
-    for workload in options.workloads:
-        counts = (1,) if options.quick else (1, 8, 32) if options.full else (1, 8) if workload in AT_ONCE else (1,)
-        plan += [(workload, count) for count in counts]
-    return plan
-
-
 @contextmanager
-def _stacks(spec: Spec, names: list[str], results: dict[str, Any]) -> Iterator[list[Stack]]:
+def _stacks(spec: Spec, names: list[str], results: dict[str, Any]) -> Iterator[tuple[Place, list[Stack]]]:
     """Make user, product, image, store and the stacks; a stack that cannot be made is a failure, the others go on."""
     lab = Path(os.environ["LAB"])
     shutil.copy(Path(__file__).parent / "launch.py", lab)
@@ -97,19 +101,19 @@ def _stacks(spec: Spec, names: list[str], results: dict[str, Any]) -> Iterator[l
     store = lab / "store"
     store.mkdir()
     os.chown(store, user.uid, user.gid)
-    place = Place(lab, user, product, store, spec)
     with ExitStack() as ending:
         login = Node(user, "login", product)
         ending.callback(login.close)
+        place = Place(lab, user, product, store, spec, login)
         _say("the image")
         load_image(spec, login, lab)
         login.migrate("mig", NAME, str(store), timeout=600).ok()
-        truth = make_stacks(place, login, ["native"])[0]
+        truth = make_stacks(place, ["native"])[0]
         truth.prepare()
         results["settings"]["entries"] = place.found["image"]
-        results["squash_bytes"] = {"ours": place.squash().stat().st_size}
+        results["squash_bytes"] = {}
         ready = []
-        for stack in make_stacks(place, login, names):
+        for stack in make_stacks(place, names):
             _say(f"the stack {stack.name}")
             if stack.name != "native":
                 ending.callback(stack.close)
@@ -119,37 +123,72 @@ def _stacks(spec: Spec, names: list[str], results: dict[str, Any]) -> Iterator[l
                 results["failures"].append(f"{stack.name} cannot be made: {str(err)[-500:]}")
                 _say(results["failures"][-1])
                 continue
+            except Skipped as reason:
+                results["skipped"].append(f"{stack.name}: {reason}")
+                _say(results["skipped"][-1])
+                continue
             ready.append(stack)
-            if stack.name == "podman-hpc":
-                sizes = [path.stat().st_size for path in (lab / "podman-hpc-store").glob("overlay/l/*.squash")]
-                results["squash_bytes"]["podman-hpc"] = sum(sizes)
+            if not stack.bare and stack.name != "native":
+                results["squash_bytes"][stack.name] = stack.squash().stat().st_size
         results["stacks"] = {stack.name: {"about": stack.about, "bare": stack.bare} for stack in ready}
         os.sync()  # posix_fadvise drops only what is written back
-        yield ready
+        yield place, ready
 
 
-def _measure(stacks: list[Stack], plan: list[tuple[str, int]], rounds: int, results: dict[str, Any]) -> None:
+def _measure(stacks: list[Stack], options: argparse.Namespace, results: dict[str, Any]) -> None:
+    plan = [
+        (name, count) for name in options.workloads for count in counts(name, quick=options.quick, full=options.full)
+    ]
     results["cases"] = [[workload, state, count] for workload, count in plan for state in ("cold", "warm")]
-    for number in range(rounds):
+    for number in range(options.rounds):
         for workload, count in plan:
             begun = time.monotonic()
             for stack in stacks:
-                if stack.bare and (workload in NOT_BARE or count > 1):
-                    continue
-                _measure_pair(stack, workload, count, results)
-            _say(f"round {number + 1} of {rounds}: {workload} x{count} took {time.monotonic() - begun:.1f} s")
+                if runs(stack, workload, count, full=options.full):
+                    _measure_pair(stack, workload, count, results)
+            _say(f"round {number + 1} of {options.rounds}: {workload} x{count} took {time.monotonic() - begun:.1f} s")
+
+
+def _measure_servers(stacks: list[Stack], options: argparse.Namespace, results: dict[str, Any]) -> None:
+    """Once for each: not timed, and memory hardly varies."""
+    begun = time.monotonic()
+    for workload in options.workloads:
+        for stack in stacks:
+            if stack.name != "native" and workload != "first" and runs(stack, workload, 1, full=True):
+                with _failures_into(results, f"{stack.name}, servers after {workload}"):
+                    results["servers"].setdefault(workload, {})[stack.name] = asdict(stack.cost(workload))
+    _say(f"memory and processor time of the servers took {time.monotonic() - begun:.1f} s")
+
+
+def _measure_others(place: Place, options: argparse.Namespace, results: dict[str, Any]) -> None:
+    rounds = min(options.rounds, ONCE_MORE)
+    if "mig" in options.parts:
+        names = [OURS] if options.quick else list(FORMATS)
+        names += [HPC] if HPC in options.stacks else []
+        with _failures_into(results, "mig"):
+            results["mig"] = measure_squashing(place, names, rounds, _say)
+    if "many" in options.parts:
+        sizes = QUICK_SIZES if options.quick else SIZES
+        with _failures_into(results, "images of many files"):
+            results["many"] = measure_many(place, options.stacks, sizes, options.rounds, _say)
+
+
+@contextmanager
+def _failures_into(results: dict[str, Any], what: str) -> Iterator[None]:
+    try:
+        yield
+    except (BenchError, AssertionError, OSError) as err:
+        results["failures"].append(f"{what}: {str(err)[-500:]}")
+        _say(results["failures"][-1])
 
 
 def _measure_pair(stack: Stack, workload: str, count: int, results: dict[str, Any]) -> None:
     """First container and second container of a node."""
-    try:
+    with _failures_into(results, f"{stack.name}, {workload} x{count}"):
         stack.cold()
         for state in ("cold", "warm"):
-            _record(results, str(Case(workload, state, count)), stack.name, stack.measure(workload, count))
+            _record(results, str(Case(workload, state, count)), stack.name, stack.sampled(workload, count))
         stack.rest()
-    except (BenchError, AssertionError, OSError) as err:
-        results["failures"].append(f"{stack.name}, {workload} x{count}: {str(err)[-500:]}")
-        _say(results["failures"][-1])
 
 
 def _record(results: dict[str, Any], case: str, stack: str, sample: Sample) -> None:
@@ -159,7 +198,7 @@ def _record(results: dict[str, Any], case: str, stack: str, sample: Sample) -> N
 
 
 def _report(results: dict[str, Any], out: Path) -> int:
-    if not results["samples"]:
+    if not results["samples"] and not extra_tables(results):
         _say("nothing was measured")
         return 1
     for title, stacks, reference in groups(results):
@@ -167,11 +206,14 @@ def _report(results: dict[str, Any], out: Path) -> int:
             rows = table(results, stacks, reference, kind)
             if len(rows) > 1 and not (kind == "inside" and results["stacks"][stacks[0]]["bare"]):
                 print(f"\n{title}, {kind}, seconds: median (min-max) x ratio to {reference}\n{as_text(rows)}")
+    for title, _text, rows in extra_tables(results):
+        print(f"\n{title}\n{as_text(rows)}")
     rows = [["target", "bar", "measured", ""]]
-    rows += [[one.text, one.bar, one.measured, "met" if one.met else "MISSED"] for one in outcomes(results)]
+    rows += [[one.text, one.bar, one.measured, one.verdict] for one in outcomes(results)]
     print(f"\n{as_text(rows)}")
     write(results, rows, out)
-    plot(results, out / "plot.svg")
+    if results["samples"]:
+        plot(results, out / "plot.svg")
     print(f"\n{out}: README.md, results.json, plot.svg")
     return 1 if results["failures"] else 0
 

@@ -7,20 +7,21 @@ next container the first on the node: no process of the node runs, the page cach
 
 import json
 import os
-import re
+import shlex
 import signal
 import stat
 import statistics
-import sys
 from abc import ABC, abstractmethod
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from inputs import NAME, Spec
-from lab import Node, User, all_processes, run, wait_for
+from lab import Done, Node, User, all_processes, run, wait_for
+from newest import newest_squashfuse
 from peers import PodmanHpc, own_python
+from servers import Cost, cost_of, environ_of, is_server, is_zombie, lab_cpu
 
 HERE = Path(__file__).resolve().parent
 WORKLOAD = (HERE / "workload.py").read_text()
@@ -33,14 +34,20 @@ class BenchError(Exception):
     """A measured command failed, hung or found something else than the image holds."""
 
 
+class Skipped(Exception):  # noqa: N818 - not an error
+    """This stack cannot be measured here or yet, for the reason given."""
+
+
 @dataclass(frozen=True)
 class Sample:
     """One measurement, seconds: `wall` until the last of the containers ended, the others are medians over them."""
 
     wall: float
-    inside: float | None
-    first: float | None
+    inside: float | None = None
+    first: float | None = None
     """From the start of `podman run` to the first line of the workload."""
+    cpu: float | None = None
+    """Processor seconds of everything in the lab meanwhile: Podman, containers, servers, the launcher."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +59,35 @@ class Place:
     product: Path
     store: Path
     spec: Spec
+    origin: Node
+    """Where the image was built: its Podman has the unpacked layers."""
     found: dict[str, int] = field(default_factory=dict)
     """What a walk has to find in the unpacked image, and in a container of it, where Podman adds files."""
+    installed: dict[str, PodmanHpc] = field(default_factory=dict)
 
-    def squash(self) -> Path:
+    def squash(self, store: Path | None = None) -> Path:
         """Return the file our stacks serve: by far the largest of the store."""
-        return max((path for path in self.store.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+        files = (path for path in (store or self.store).rglob("*") if path.is_file())
+        return max(files, key=lambda path: path.stat().st_size)
+
+    def directory(self, name: str) -> Path:
+        """Make a directory of the user's in the lab."""
+        path = self.lab / name
+        path.mkdir()
+        os.chown(path, self.user.uid, self.user.gid)
+        return path
+
+    def podman_hpc(self) -> PodmanHpc:
+        """Install podman-hpc, once."""
+        if "it" not in self.installed:
+            hpc = self.installed["it"] = PodmanHpc(self.lab, own_python())
+            hooks = hpc.bin.parent / "share/containers/oci/hooks.d"
+            hooks.mkdir(parents=True, exist_ok=True)  # Podman refuses a --hooks-dir that does not exist
+        return self.installed["it"]
+
+    def migrate(self, *argv: str) -> Done:
+        """Run migrate2scratch where the image was built."""
+        return self.origin.migrate(*argv, timeout=600)
 
 
 class Stack(ABC):
@@ -83,6 +113,20 @@ class Stack(ABC):
     @abstractmethod
     def measure(self, workload: str, count: int) -> Sample:
         """Run `count` at once and check what they found. Raises BenchError."""
+
+    def sampled(self, workload: str, count: int) -> Sample:
+        """Measure, and count the processor time of everything in the lab meanwhile."""
+        before = lab_cpu()
+        sample = self.measure(workload, count)
+        return replace(sample, cpu=lab_cpu() - before)
+
+    @abstractmethod
+    def cost(self, workload: str) -> Cost:
+        """Run the workload once on a fresh node; return what its servers hold and have used, still serving."""
+
+    def squash(self) -> Path:
+        """Return the squash file of this stack."""
+        return self.place.squash()
 
     def rest(self) -> None:  # noqa: B027 - most stacks may stay as they are until the next `cold`
         """Leave nothing that the other stacks could meet."""
@@ -122,10 +166,10 @@ class PodmanStack(Stack):
 
     def check_upper(self) -> None:
         """Look into a container's upper directory; each measured container looks at its own directories' times."""
-        python = ("python3", "-c", WORKLOAD, "import", "", self.place.spec.json())
         layers = self.node.graphroot / "overlay"
         before = set(layers.iterdir()) if layers.exists() else set()
-        self.as_user(*self.command("run"), "--name=upper", NAME, *python)
+        imports = " && ".join(shlex.join(self.program(name)) for name in ("import", "numeric"))
+        self.as_user(*self.command("run"), "--name=upper", NAME, "sh", "-c", imports)
         uppers = [path / "diff" for path in set(layers.iterdir()) - before if (path / "diff").is_dir()]
         if len(uppers) != 1:
             raise BenchError(f"{self.name}: expected one new layer, found {uppers}")
@@ -144,7 +188,11 @@ class PodmanStack(Stack):
     def make_node(self) -> Node:
         """Return a node that sees the store."""
         linger = {"SQUASHMOUNT_LINGER": "600"}
-        return Node(self.place.user, self.name, self.place.product, stores=(self.place.store,), env=linger | self.env)
+        return Node(self.place.user, self.name, self.place.product, stores=(self.store(),), env=linger | self.env)
+
+    def store(self) -> Path:
+        """Return the store this stack's Podman sees."""
+        return self.place.store
 
     def restart(self) -> None:
         """Make Podman's user namespace, so that it is not part of the first measurement of any stack."""
@@ -160,7 +208,7 @@ class PodmanStack(Stack):
 
     def cache_files(self) -> list[Path]:
         """Return the files whose page cache `cold` drops."""
-        return [self.place.squash()]
+        return [self.squash()]
 
     def cold(self) -> None:
         """End every process of the node, drop the cache."""
@@ -171,21 +219,20 @@ class PodmanStack(Stack):
 
     def end_processes(self) -> None:
         """Kill what carries this node's configuration in its environment: servers, overlays, Podman's pause process."""
-        mark = f"CONTAINERS_CONF={self.node.base}/containers.conf".encode()
-
-        def left() -> list[int]:
-            return [pid for pid in all_processes() if mark in _environ(pid) and not _is_zombie(pid)]
-
-        for pid in left():
+        for pid in self.processes():
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self.node.end_servers()
-        wait_for(lambda: not left(), f"the processes of {self.name} are gone")
+        wait_for(lambda: not self.processes(), f"the processes of {self.name} are gone")
+
+    def processes(self) -> list[int]:
+        """Return what runs on this node outside of containers."""
+        mark = f"CONTAINERS_CONF={self.node.base}/containers.conf".encode()
+        return [pid for pid in all_processes() if mark in environ_of(pid) and not is_zombie(pid)]
 
     def measure(self, workload: str, count: int) -> Sample:
         """Run containers."""
-        python = ["python3", "-c", WORKLOAD, workload, "", self.place.spec.json()]
-        argv = [*self.command("run"), "--rm", NAME, *(["/bin/true"] if workload == "true" else python)]
+        argv = [*self.command("run"), "--rm", NAME, *self.program(workload)]
         launcher = (PYTHON, str(self.place.lab / "launch.py"), str(count), str(LIMIT))
         done = self.place.user.run(*launcher, *argv, env=self.environment(), timeout=LIMIT + 60)
         if done.code:
@@ -195,10 +242,29 @@ class PodmanStack(Stack):
             if one["code"]:
                 raise BenchError(f"{self.name}: {workload} ended with {one['code']}: {one['err'][-2000:]}")
         if workload == "true":
-            return Sample(told["makespan"], None, None)
+            return Sample(told["makespan"])
+        if workload == "first":
+            began = [float(one["out"]) - one["started"] for one in told["runs"]]
+            return Sample(told["makespan"], first=statistics.median(began))
         found = [self.check(workload, one["out"]) for one in told["runs"]]
         first = [report["began"] - one["started"] for report, one in zip(found, told["runs"], strict=True)]
         return Sample(told["makespan"], statistics.median(one["seconds"] for one in found), statistics.median(first))
+
+    def program(self, workload: str) -> list[str]:
+        """Return what a container runs."""
+        programs = {"true": ["/bin/true"], "first": ["/bin/date", "+%s.%N"]}
+        return programs.get(workload) or ["python3", "-c", WORKLOAD, workload, "", self.place.spec.json()]
+
+    def cost(self, workload: str) -> Cost:
+        """Run the workload by `podman exec`, so that fuse-overlayfs and others that end with a container are there."""
+        self.cold()
+        self.as_user(*self.command("run"), "--detach", "--name=cost", NAME, "sleep", "600")
+        out = self.as_user(*self.command("exec"), "cost", *self.program(workload))
+        if workload not in {"true", "first"}:
+            self.check(workload, out)
+        found = cost_of([pid for pid in self.processes() if is_server(pid, self.squash())])
+        self.as_user(*self.command("rm"), "--force", "--time=0", "cost")
+        return found
 
     def close(self) -> None:
         """End the node, if it was made."""
@@ -213,9 +279,9 @@ class Native(PodmanStack):
     name = "native"
     about = "stock Podman, unpacked layers on the local file system, kernel overlay"
 
-    def __init__(self, place: Place, node: Node) -> None:
+    def __init__(self, place: Place) -> None:
         super().__init__(place)
-        self.node = node
+        self.node = place.origin
 
     def prepare(self) -> None:
         """Count what a walk has to find, with and without Podman's own files; the node exists, the image is there."""
@@ -256,34 +322,71 @@ class OursWireFuse(OursWire):
     roots = ("fuse.fuse-overlayfs",)
 
 
+class OursProfiled(OursWire):
+    name = "ours-profiled"
+    about = "ours-wire, the squash laid out by a profile of the import storm, prefetched at mount"
+
+    def prepare(self) -> None:
+        """Record the profile, squash with it into a store of its own."""
+        if self.place.migrate("profile", "--help").code:
+            raise Skipped("migrate2scratch has no command `profile`")
+        self.place.directory(self.store().name)
+        self.place.migrate("mig", NAME, str(self.store())).ok()
+        self.place.migrate("profile", NAME, str(self.store()), "--", *self.program("import")).ok()
+        self.place.migrate("mig", "--profile", NAME, str(self.store())).ok()
+        super().prepare()
+
+    def store(self) -> Path:
+        """Return a store of its own: another layout of the same image."""
+        return self.place.lab / "profiled-store"
+
+    def squash(self) -> Path:
+        """Return the file of that store."""
+        return self.place.squash(self.store())
+
+
 BY_HAND = r"""#!/bin/bash
 # squashfuse_ll and fuse-overlayfs by hand: one squashfuse for the node, whatever lower directory Podman names
 set -eu
 at={at}
 exec 9>"$at.lock"; flock 9
-mountpoint -q "$at" || squashfuse_ll {squash} "$at" 9>&- >/dev/null 2>&1
+mountpoint -q "$at" || {program} {squash} "$at" 9>&- >/dev/null 2>&1
 exec fuse-overlayfs -o "$(sed "s|lowerdir=[^,]*|lowerdir=$at|" <<<"$2")" "$3" 9>&-
 """
 
 
 class ByHand(PodmanStack):
     name = "squashfuse+fuse-overlayfs"
+    node_name = "by-hand"
+    """Short: it is part of paths of sockets, and with a longer one Podman waits for something for 20 s."""
     about = "squashfuse_ll and fuse-overlayfs started by a ten-line mount program, our squash file"
     roots = ("fuse.fuse-overlayfs",)
+
+    def squashfuse(self) -> str:
+        """Return the squashfuse_ll to use."""
+        return "squashfuse_ll"
 
     def make_node(self) -> Node:
         """Return a node with the script as its mount program."""
         place, user = self.place, self.place.user
-        at = place.lab / "by-hand"
-        at.mkdir()
-        os.chown(at, user.uid, user.gid)
+        at = place.directory(f"{self.name}-mount")
         lock = Path(f"{at}.lock")
         lock.touch()
         os.chown(lock, user.uid, user.gid)
-        script = place.lab / "by-hand.sh"
-        script.write_text(BY_HAND.format(at=at, squash=place.squash()))
+        script = place.lab / f"{self.name}.sh"
+        script.write_text(BY_HAND.format(at=at, squash=place.squash(), program=self.squashfuse()))
         script.chmod(0o755)
-        return Node(user, "by-hand", place.product, stores=(place.store,), mount_program=str(script))
+        return Node(user, self.node_name, place.product, stores=(place.store,), mount_program=str(script))
+
+
+class ByHandNewest(ByHand):
+    name = "squashfuse-0.5+fuse-overlayfs"
+    node_name = "by-hand-new"
+    about = "the same with the newest squashfuse_ll (0.5.x)"
+
+    def squashfuse(self) -> str:
+        """Return the newest."""
+        return str(newest_squashfuse())
 
 
 class PodmanHpcStack(PodmanStack):
@@ -291,21 +394,16 @@ class PodmanHpcStack(PodmanStack):
     about = "podman-hpc from PyPI: `podman-hpc migrate`, `podman-hpc run` (squashfuse_ll, fuse-overlayfs)"
     roots = ("fuse.fuse-overlayfs",)
 
-    def __init__(self, place: Place, origin: Node) -> None:
+    def __init__(self, place: Place) -> None:
         super().__init__(place)
-        self.origin = origin
         self.tmp = Path(f"/tmp/containers-user-{place.user.uid}")
         self.makes_tmp = not self.tmp.exists()
 
     def prepare(self) -> None:
         """Install it, squash with it, make a node with an empty graphroot."""
-        self.squash_dir = self.place.lab / "podman-hpc-store"
-        self.squash_dir.mkdir()
-        os.chown(self.squash_dir, self.place.user.uid, self.place.user.gid)
-        self.hpc = PodmanHpc(self.place.lab, own_python())
-        hooks = self.hpc.bin.parent / "share/containers/oci/hooks.d"
-        hooks.mkdir(parents=True, exist_ok=True)  # Podman refuses a --hooks-dir that does not exist
-        self.hpc.migrate(self.origin, NAME, self.squash_dir)
+        self.squash_dir = self.place.directory("podman-hpc-store")
+        self.hpc = self.place.podman_hpc()
+        self.hpc.migrate(self.place.origin, NAME, self.squash_dir)
         super().prepare()
 
     def make_node(self) -> Node:
@@ -338,93 +436,10 @@ class PodmanHpcStack(PodmanStack):
         if self.makes_tmp:
             run("rm", "-rf", "--one-file-system", str(self.tmp)).ok()
 
-    def cache_files(self) -> list[Path]:
+    def squash(self) -> Path:
         """Return its squash."""
-        return [path.resolve() for path in self.squash_dir.glob("overlay/l/*.squash")]
-
-
-class BareStack(Stack):
-    """A squash file mounted by root, without container or overlay: the readers alone."""
-
-    bare = True
-
-    def __init__(self, place: Place) -> None:
-        super().__init__(place)
-        self.at = place.lab / self.name
-
-    def prepare(self) -> None:
-        """Make the mount point and see that it can be mounted."""
-        self.at.mkdir()
-        self.cold()
-        self.rest()
-
-    def rest(self) -> None:
-        """Unmount: a user namespace made meanwhile would copy the mount and keep its superblock and its caches."""
-        self.unmount()
-
-    @abstractmethod
-    def mount(self) -> None:
-        """Mount the squash on `at`."""
-
-    def cold(self) -> None:
-        """Mount it anew, nothing of it in the page cache."""
-        self.unmount()
-        drop_cache(self.place.squash())
-        self.mount()
-
-    def unmount(self) -> None:
-        """Unmount, if mounted."""
-        if os.path.ismount(self.at):
-            run("umount", str(self.at)).ok()
-
-    def measure(self, workload: str, count: int) -> Sample:
-        """Run the workload as root."""
-        assert count == 1
-        argv = (PYTHON, str(HERE / "workload.py"), workload, str(self.at), self.place.spec.json())
-        done = run(*argv, timeout=LIMIT)
-        if done.code:
-            raise BenchError(f"{self.name}: {workload} ended with {done.code}: {done.err[-2000:]}")
-        seconds = self.check(workload, done.out)["seconds"]
-        return Sample(seconds, seconds, None)
-
-    def close(self) -> None:
-        """Unmount."""
-        self.unmount()
-
-
-class BareWire(BareStack):
-    name = "bare-wire"
-    about = "squashmount mount FILE DIR, as root"
-    roots = ("fuse.squashmount",)
-
-    def mount(self) -> None:
-        """Use our command."""
-        run(str(self.place.product / "bin/squashmount"), "mount", str(self.place.squash()), str(self.at)).ok()
-
-
-class BareSquashfuse(BareStack):
-    name = "bare-squashfuse_ll"
-    about = "squashfuse_ll FILE DIR, as root"
-    roots = ("fuse.squashfuse_ll", "fuse")
-
-    def mount(self) -> None:
-        """Use squashfuse."""
-        run("squashfuse_ll", str(self.place.squash()), str(self.at)).ok()
-
-
-class BareKernel(BareStack):
-    name = "bare-kernel"
-    about = "mount -t squashfs -o loop, as root: the kernel's own reader"
-    roots = ("squashfs",)
-
-    def mount(self) -> None:
-        """Use a loop device; the lab's /dev has only those that existed when it began."""
-        if held := run("losetup", "-j", str(self.place.squash())).ok():
-            raise BenchError(f"{self.name}: mounted elsewhere, its caches are not cold: {held}")
-        device = run("losetup", "-f").ok()
-        if not os.path.exists(device):
-            run("mknod", device, "b", "7", re.sub(r"\D", "", device)).ok()
-        run("mount", "-t", "squashfs", "-o", "loop,ro", str(self.place.squash()), str(self.at)).ok()
+        (found,) = {path.resolve() for path in self.squash_dir.glob("overlay/l/*.squash")}
+        return found
 
 
 def drop_cache(path: Path) -> None:
@@ -436,46 +451,3 @@ def drop_cache(path: Path) -> None:
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
     finally:
         os.close(fd)
-
-
-def _environ(pid: int) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/environ").read_bytes()
-    except OSError:
-        return b""
-
-
-def _is_zombie(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except OSError:
-        return True
-
-
-def make_stacks(place: Place, origin: Node, names: list[str]) -> list[Stack]:
-    """Return the named stacks in the order of ALL."""
-    stacks: list[Stack] = []
-    for name, kind in ALL.items():
-        if name not in names:
-            continue
-        stacks.append(kind(place, origin) if kind in {Native, PodmanHpcStack} else kind(place))
-    return stacks
-
-
-ALL: dict[str, Any] = {
-    kind.name: kind
-    for kind in (
-        Native,
-        OursWire,
-        OursSquashfuse,
-        OursWireFuse,
-        ByHand,
-        PodmanHpcStack,
-        BareKernel,
-        BareWire,
-        BareSquashfuse,
-    )
-}
-
-if __name__ == "__main__":
-    sys.exit("run scripts/bench")

@@ -2,16 +2,18 @@
 
     workload.py NAME ROOT SPEC
 
-NAME is import | walk | read | random | small | open; ROOT is prefixed to the paths of the image ("" in a container);
+NAME is a key of WORK; ROOT is prefixed to the paths of the image ("" in a container);
 SPEC is the JSON of inputs.Spec. Prints one JSON object: `seconds` of the work alone, `began` (time(2) of the first line
 of this program) and what was found, so that the caller can check that the work was really done.
 """
 
+import importlib
 import json
 import os
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 BEGAN = time.time()
 SKIPPED = {"proc", "sys", "dev", "run"}
@@ -19,7 +21,7 @@ CHUNK = 1 << 20
 PROCESSES = 16
 
 Found = dict[str, int]
-Spec = dict[str, int]
+Spec = dict[str, Any]
 
 
 def import_storm(root: str, spec: Spec) -> Found:
@@ -27,6 +29,10 @@ def import_storm(root: str, spec: Spec) -> Found:
     names = [f"pack{number // 100:03d}.mod{number:05d}" for number in range(spec["modules"])]
     total = sum(__import__(name, fromlist=["VALUE"]).VALUE for name in names)
     return {"count": len(names), "sum": total}
+
+
+def numeric(_root: str, spec: Spec) -> Found:
+    return {"count": sum(importlib.import_module(name).__name__ == name for name in spec["numeric"])}
 
 
 def walk(root: str, _spec: Spec) -> Found:
@@ -61,6 +67,16 @@ def random_reads(root: str, spec: Spec) -> Found:
         size, total = size + len(data), total + data[-1]
     os.close(fd)
     return {"count": spec["random_reads"], "bytes": size, "sum": total}
+
+
+def scatter(root: str, spec: Spec) -> Found:
+    """Read every `step`th file of an image of very many."""
+    count = size = 0
+    for number in range(0, spec["many"], spec["step"]):
+        fd = os.open(f"{root}/tree/dir{number // 100:05d}/file{number:07d}", os.O_RDONLY)
+        count, size = count + 1, size + len(os.read(fd, CHUNK))
+        os.close(fd)
+    return {"count": count, "bytes": size}
 
 
 def _small_files(root: str, count: int) -> list[str]:
@@ -120,11 +136,21 @@ def pyc_written(root: str) -> int:
     return sum(not os.path.isdir(cache) or os.stat(cache).st_mtime > made for cache in caches)
 
 
+def pyc_of_loaded(root: str) -> int:
+    """Return how many directories of compiled modules in use changed since the image was made, as `pyc_written`."""
+    made = os.stat(f"{root}/bench/made").st_mtime
+    cached = {getattr(module, "__cached__", None) for module in list(sys.modules.values())}
+    caches = {os.path.dirname(path) for path in cached if path}
+    return sum(os.path.isdir(cache) and os.stat(cache).st_mtime > made for cache in caches)
+
+
 WORK: dict[str, Callable[[str, Spec], Found]] = {
     "import": import_storm,
+    "numeric": numeric,
     "walk": walk,
     "read": read,
     "random": random_reads,
+    "scatter": scatter,
     "small": small,
     "open": open_storm,
 }
@@ -139,6 +165,8 @@ def main(name: str, root: str, spec: Spec) -> int:
     seconds = time.perf_counter() - STARTED
     if name == "import":
         found["pyc_written"] = pyc_written(root)
+    if name == "numeric":
+        found["pyc_written"] = pyc_of_loaded(root)
     with open("/proc/self/mounts", encoding="utf-8") as mounts:
         fstype = next(line.split()[2] for line in mounts if line.split()[1] == (root or "/"))
     print(json.dumps({"seconds": seconds, "began": BEGAN, "root": fstype, **found}))

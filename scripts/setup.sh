@@ -17,7 +17,7 @@ needed_to_test="squashfuse_ll:squashfuse:squashfuse debootstrap:debootstrap:debo
   /usr/include/lz4.h:liblz4-dev:lz4-devel /usr/include/zstd.h:libzstd-dev:libzstd-devel
   pgrep:procps:procps-ng"
 # podman-hpc's mount program waits with inotifywait
-needed_to_bench="inotifywait:inotify-tools:inotify-tools losetup:mount:util-linux"
+needed_to_bench="sqfstar:squashfs-tools:squashfs-tools inotifywait:inotify-tools:inotify-tools losetup:mount:util-linux"
 test_extras='[test,lzo,pyfuse3,bench]'
 
 say() { printf '%s\n' "$*" >&2; }

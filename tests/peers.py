@@ -64,26 +64,37 @@ def static_mksquashfs() -> Path:
 
 
 def _build_mksquashfs(work: Path) -> Path:
-    for path in ("lists/partial", "cache/archives/partial"):
-        (work / path).mkdir(parents=True)
-    # A list of its own: the machine's sources stay as they are, and `apt-get update` reads one small index.
-    sources = work / "sources.list"
-    sources.write_text(f"deb-src [signed-by={KEYRING}] {_mirror()} {SOURCE_RELEASE} main\n")
-    settings = {
-        "Dir::Etc::SourceList": sources,
-        "Dir::Etc::SourceParts": "/dev/null",
-        "Dir::State::Lists": work / "lists",
-        "Dir::Cache": work / "cache",
-        "APT::Sandbox::User": "root",
-    }
-    apt = ["apt-get", "-q", *(f"-o{name}={value}" for name, value in settings.items())]
-    run(*apt, "update").ok()
-    run(*apt, "source", "--download-only", "squashfs-tools", cwd=str(work)).ok()
+    run(
+        *private_apt(work, "deb-src", SOURCE_RELEASE), "source", "--download-only", "squashfs-tools", cwd=str(work)
+    ).ok()
     (description,) = work.glob("*.dsc")
     run("dpkg-source", "--no-check", "-x", str(description), str(work / "source")).ok()
     tools = work / "source/squashfs-tools"
     run(*_BUILD, cwd=str(tools)).ok()
     return tools / "mksquashfs"
+
+
+def private_apt(work: Path, kind: str, release: str) -> list[str]:
+    """Return apt-get for `kind` (deb or deb-src) of one release, with every list and cache of its own below `work`.
+
+    The machine's sources and package status stay as they are: to this apt-get nothing is installed.
+    """
+    for path in ("lists/partial", "cache/archives/partial"):
+        (work / path).mkdir(parents=True)
+    sources = work / "sources.list"
+    sources.write_text(f"{kind} [signed-by={KEYRING}] {_mirror()} {release} main\n")
+    (work / "status").touch()
+    settings = {
+        "Dir::Etc::SourceList": sources,
+        "Dir::Etc::SourceParts": "/dev/null",
+        "Dir::State::Lists": work / "lists",
+        "Dir::State::Status": work / "status",
+        "Dir::Cache": work / "cache",
+        "APT::Sandbox::User": "root",
+    }
+    apt = ["apt-get", "-q", *(f"-o{name}={value}" for name, value in settings.items())]
+    run(*apt, "update").ok()
+    return apt
 
 
 def _mirror() -> str:
