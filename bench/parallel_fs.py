@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +101,7 @@ ALONE = {Hpc.name}
 class SimulatedNode:
     """A stack on a node of its own: graphroot, user and mount namespace, servers, and mount of the file system."""
 
-    def __init__(self, place: Place, origin: Node, name: str, number: int, clock: Path) -> None:
+    def __init__(self, place: Place, name: str, number: int, clock: Path) -> None:
         """Make the directories; `number` tells nodes of one stack apart."""
         self.stack_name = name
         self._clock = clock
@@ -111,8 +111,7 @@ class SimulatedNode:
         folder.mkdir(mode=0o755)
         shutil.copy(place.lab / "launch.py", folder)
         self.mount = SharedMount(place.store, folder / "store")
-        own = Place(folder, place.user, place.product, self.mount.at, place.spec, place.found)
-        self.stack = kind(own, origin) if issubclass(kind, PodmanHpcStack) else kind(own)
+        self.stack = kind(replace(place, lab=folder, store=self.mount.at, installed={}))
         self.stack.name = own_name
 
     def prepare(self) -> None:
@@ -190,8 +189,8 @@ def main(argv: list[str]) -> int:
         "scale": [],
         "failures": [],
     }
-    with _place(spec, results) as (place, login):
-        _measure(place, login, options, results)
+    with _place(spec, results) as place:
+        _measure(place, options, results)
     if not results["sweep"]:
         _say("nothing was measured")
         return 1
@@ -227,7 +226,7 @@ def _numbers(kind: type) -> Any:
 
 
 @contextmanager
-def _place(spec: Spec, results: dict[str, Any]) -> Iterator[tuple[Place, Node]]:
+def _place(spec: Spec, results: dict[str, Any]) -> Iterator[Place]:
     """Make user, product, image and store; say what the import needs of the squash file."""
     lab = Path(os.environ["LAB"])
     shutil.copy(Path(__file__).parent / "launch.py", lab)
@@ -236,8 +235,8 @@ def _place(spec: Spec, results: dict[str, Any]) -> Iterator[tuple[Place, Node]]:
     store = lab / "store"
     store.mkdir()
     os.chown(store, user.uid, user.gid)
-    place = Place(lab, user, product, store, spec)
     login = Node(user, "login", product)
+    place = Place(lab, user, product, store, spec, login)
     try:
         _say("the image")
         load_image(spec, login, lab)
@@ -251,19 +250,19 @@ def _place(spec: Spec, results: dict[str, Any]) -> Iterator[tuple[Place, Node]]:
             "fewest_requests": {f"{times:g}": needed.fewest_requests(times) for times in (1, 1.3, 2)},
         }
         os.close(fd)
-        yield place, login
+        yield place
     finally:
         login.close()
 
 
-def _measure(place: Place, login: Node, options: argparse.Namespace, results: dict[str, Any]) -> None:
+def _measure(place: Place, options: argparse.Namespace, results: dict[str, Any]) -> None:
     clock = place.lab / "clock"
     with ExitStack() as ending:
         nodes: dict[str, list[SimulatedNode]] = {name: [] for name in options.stacks}
 
         def at_least(name: str, count: int) -> list[SimulatedNode]:
             while len(nodes[name]) < count:
-                node = SimulatedNode(place, login, name, len(nodes[name]), clock)
+                node = SimulatedNode(place, name, len(nodes[name]), clock)
                 ending.callback(node.close)
                 node.prepare()
                 nodes[name].append(node)
