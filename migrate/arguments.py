@@ -25,6 +25,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"{PROGRAM} {version('squashmount')}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _mig(commands.add_parser("mig", help="squash an image of your Podman into DIR"))
+    _profile(_command(commands, "profile", "run an image once and record what it reads first", image=True))
     rmi = _command(commands, "rmi", "remove a name, and with its last name the image", image=True)
     rmi.add_argument("-f", "--force", action="store_true", help="remove the image with all its names")
     _command(commands, "images", "list what is in DIR")
@@ -84,3 +85,21 @@ def _mig(made: argparse.ArgumentParser) -> None:
         default=True,
         help="read names and some files back from the new squash file before it is published",
     )
+
+
+def _profile(made: argparse.ArgumentParser) -> None:
+    made.usage = f"{PROGRAM} profile [OPTIONS] IMAGE [DIR] [-- CMD...]"
+    made.epilog = (
+        "The image must be in DIR. It runs once as `podman run --rm IMAGE CMD`, with a Podman store and a server of "
+        "its own; what CMD prints goes to standard error. The profile is stored with the image: every server that "
+        "starts later reads ahead what it names, and `mig --profile` lays these files out next to each other."
+    )
+    made.add_argument(
+        "--run-option",
+        action="append",
+        default=[],
+        metavar="OPTION",
+        help="an option of podman run, like -v=/data:/data",
+    )
+    made.add_argument("--tmpdir", default="", metavar="DIR", help="local directory for the container; default TMPDIR")
+    made.add_argument("--output", default="", metavar="FILE", help="write the profile to FILE, not into the store")

@@ -10,11 +10,11 @@ from collections.abc import Iterable
 from types import FrameType
 from typing import NoReturn
 
-from squashmount import errors
+from squashmount import atomic, errors
 from squashmount.config import Config, load_config
 from squashmount.errors import EXIT_FINDINGS, EXIT_INTERRUPTED, SquashmountError, UsageError
 
-from . import listing, migration, names, plan, progress, verify
+from . import listing, migration, names, plan, profiling, progress, verify
 from .arguments import PROGRAM, parser
 from .migration import Options
 from .mksquashfs import Format
@@ -26,8 +26,11 @@ from .trouble import explained
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return the exit code."""
+    words = sys.argv[1:] if argv is None else argv
+    ours, _, program = _split(words) if words[:1] == ["profile"] else (words, "", [])
     try:
-        arguments = parser().parse_args(argv)
+        arguments = parser().parse_args(ours)
+        arguments.program = program
     except SystemExit as end:
         return int(end.code or 0)
     for number in (signal.SIGTERM, signal.SIGHUP):
@@ -43,6 +46,12 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python docs, "Note on SIGPIPE"
         return 1
+
+
+def _split(words: list[str]) -> tuple[list[str], str, list[str]]:
+    """Split at the first `--`: what follows is the program's."""
+    at = words.index("--") if "--" in words else len(words)
+    return words[:at], "--", words[at + 1 :]
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
@@ -84,6 +93,30 @@ def _prune(arguments: argparse.Namespace, config: Config) -> int:
     options = _options(arguments, config)
     actions = migration.prune(store, options, dry_run=arguments.dry_run, at_once=arguments.now)
     return _tell(arguments, store, actions, f"every image in {store.root} has a name")
+
+
+def _profile(arguments: argparse.Namespace, config: Config) -> int:
+    store = _open(arguments, config)
+    with explained(store.root):
+        state = store.state(readable_only=True)
+        image = names.find(state, arguments.image, where=store.root).image
+    if arguments.dry_run:
+        return _tell(arguments, store, (), f"run {image[:12]} once and record what it reads first", image=image)
+    wanted = profiling.Wanted(
+        image,
+        program=tuple(arguments.program),
+        options=tuple(arguments.run_option),
+        tmpdir=arguments.tmpdir,
+        mount_program=os.path.join(os.path.dirname(os.path.abspath(sys.argv[0])), "squashmount"),
+        log=_log if arguments.verbose else lambda _line: None,
+    )
+    one = profiling.record(store, wanted)
+    if arguments.output:
+        atomic.replace_text(os.path.abspath(arguments.output), one.to_json())
+    else:
+        profiling.keep(store, image, one, _options(arguments, config))
+    files, size = len(one.files()), one.file_bytes()
+    return _tell(arguments, store, (), f"{image[:12]} needs {files} files first, {size / (1 << 20):.1f} MiB of them")
 
 
 def _images(arguments: argparse.Namespace, config: Config) -> int:
@@ -129,6 +162,7 @@ def _repair(arguments: argparse.Namespace, config: Config) -> int:
 
 _COMMANDS = {
     "mig": _mig,
+    "profile": _profile,
     "rmi": _rmi,
     "images": _images,
     "init": _init,

@@ -16,6 +16,7 @@ from functools import partial
 from squashmount import atomic, jsonio, layout
 from squashmount.errors import SquashmountError, StoreError
 from squashmount.ids import ImageId
+from squashmount.profile import Profile
 
 from . import capsule, derive, lease
 from .capsule import Capsule
@@ -66,6 +67,20 @@ def add_names(store: Store, state: State, image: ImageId, names: Iterable[str], 
         _set_names(store, image, wanted, undo, held)
         refresh(store, after, held)
     return after
+
+
+def set_profile(store: Store, image: ImageId, one: Profile, held: lease.Lease) -> None:
+    """Put a profile beside the squash file of an image, in place of an older one. What is shown does not change.
+
+    It is written where a dead writer's files are collected; the rename is the publication.
+    """
+    staged = os.path.join(store.layout.staging, held.holder.token)
+    atomic.replace_text(staged, one.to_json(), mode=store.modes()[1])
+    store.step("before profile")
+    held.check()
+    os.rename(staged, store.layout.profile(image))
+    atomic.sync_directory(store.layout.capsule(image))
+    store.step("after profile")
 
 
 class _Undo:

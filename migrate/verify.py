@@ -6,7 +6,7 @@ import os
 import stat
 from dataclasses import dataclass
 
-from squashmount import jsonio, layout
+from squashmount import jsonio, layout, profile
 from squashmount.errors import StoreError
 from squashmount.ids import LayerId
 
@@ -70,6 +70,8 @@ def _capsules(store: Store, *, full: bool) -> list[Finding]:
         elif full and _sha256(store.layout.squash(one.image)) != one.sha256:
             what = "the contents of the squash file have changed"
             found.append(Finding(f"image {one.image[:12]}", what, "rmi and mig the image again"))
+        if one and (useless := _profile_trouble(store, one)):
+            found.append(Finding(f"profile of {one.image[:12]}", useless, "profile the image again", serious=False))
     names = store.names()
     capsules = {each.capsule.image for each in everything if each.capsule}
     found += [
@@ -78,6 +80,19 @@ def _capsules(store: Store, *, full: bool) -> list[Finding]:
         if image not in capsules
     ]
     return found
+
+
+def _profile_trouble(store: Store, one: Capsule) -> str:
+    """Return why servers ignore the profile of an image, "" when it is sound or there is none."""
+    path = store.layout.profile(one.image)
+    try:
+        with open(path, "rb") as file:
+            profile.parse(file.read(profile.MAX_BYTES + 1), where=layout.PROFILE)
+    except FileNotFoundError:
+        return ""
+    except (OSError, StoreError) as err:
+        return str(err).splitlines()[0]
+    return ""
 
 
 def _derived(store: Store, state: State) -> list[Finding]:

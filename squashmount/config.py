@@ -10,6 +10,8 @@ Keys (TOML, top level)::
     linger = 10.0             # seconds a server outlives its last container
     cache_mib = 64            # decoded blocks kept by one server, MiB
     log_level = "info"        # error | info | debug
+    prefetch_mib = 256        # at most so much of the files a recorded profile names is read ahead, MiB; 0 = nothing
+    record = ""               # file a server of its own writes a profile to (set by `migrate2scratch profile`)
     runtime_dir = ""          # where servers keep their state, $UID is filled in; default: $XDG_RUNTIME_DIR/squashmount
     squash_dir = ""           # DIR of migrate2scratch
     compressor = "zstd"       # gzip | lz4 | xz | zstd
@@ -42,6 +44,8 @@ class Config(NamedTuple):
     linger: float = 10.0
     cache_mib: int = 64
     log_level: str = "info"
+    prefetch_mib: int = 256
+    record: str = ""
     runtime_dir: str = ""
     squash_dir: str = ""
     compressor: str = "zstd"

@@ -1,6 +1,6 @@
 """Names for the different kinds of string, so that mixing them up fails in the type checker."""
 
-from typing import NewType
+from .lean import NewType
 
 ImageId = NewType("ImageId", str)
 """64 lower-case hex digits: the digest of the image configuration, without `sha256:`."""

@@ -1,9 +1,9 @@
 """Foreign JSON is parsed once, at the edge, into types; an error names the path to the bad value."""
 
 import json
-from typing import Any
 
 from .errors import StoreError
+from .lean import Any
 
 JsonObject = dict[str, Any]
 

@@ -32,6 +32,7 @@ class ServerDir:
         self.leases = os.path.join(path, "leases")
         self.info = os.path.join(path, "info.json")
         self.stats = os.path.join(path, "stats.json")
+        self.prefetch = os.path.join(path, "prefetch.json")
 
     def make(self) -> None:
         """Make the directories that are missing."""
@@ -104,11 +105,12 @@ def _list(path: str) -> list[str]:
 
 
 class Served(NamedTuple):
-    """What a server is asked to serve."""
+    """What a server is asked to serve; `record` is the file it writes a profile to, "" for an ordinary server."""
 
     squash: str
     engine: str
     shift: Shift
+    record: str = ""
 
 
 def server_key(served: Served) -> str:
@@ -118,7 +120,7 @@ def server_key(served: Served) -> str:
     """
     info = os.stat(served.squash)
     file = (info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns)
-    parts = (namespace_id(), _cgroups(), file, served.engine, served.shift)
+    parts = (namespace_id(), _cgroups(), file, served.engine, served.shift, served.record)
     return fnv1a(repr(parts).encode())
 
 
@@ -140,7 +142,7 @@ class using_server:  # noqa: N801 - a context manager, used as a function; conte
 
     def __init__(self, state: str, plan: MountPlan, config: Config, log: Log) -> None:
         """Only name it; the block finds or starts it."""
-        self._served = Served(plan.squash, plan.engine, plan.shift)
+        self._served = Served(plan.squash, plan.engine, plan.shift, config.record)
         self._place = ServerDir(os.path.join(state, server_key(self._served)))
         self._config = config
         self._log = log

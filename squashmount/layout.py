@@ -9,6 +9,7 @@ derived from the capsules and can be rebuilt from them::
         capsules/<image id>/             immutable once published
           image.squashfs                 the flattened image, container ids
           capsule.json                   digest, layer chain, sizes, checksum, how it was made
+          profile.json                   what programs need first; may come later, and be replaced
           data/                          big data files exactly as Podman stored them (manifest, =<base64 name>)
         names/<percent-encoded name>     one small JSON file per name; owned by one image
         lock/                            the lease lock
@@ -27,12 +28,10 @@ reuses any layer it finds in an additional store by id or digest when it pulls o
 image would get an empty base.
 """
 
-import base64
-import hashlib
 import os
-from typing import NamedTuple
 
 from .ids import ImageId, LayerId, LinkId
+from .lean import NamedTuple
 
 FORMAT = 1
 """Version of the layout above, written to squashmount/version."""
@@ -52,6 +51,8 @@ def image_layers(image: ImageId, count: int) -> tuple[ImageLayer, ...]:
     The ids follow from the digests as in containers/image, storage/storage_dest.go: the first is the digest itself,
     every other the hash of the parent's id, "+" and the digest.
     """
+    import hashlib  # noqa: PLC0415 - OpenSSL; servers know no more of a store than `profile_of`
+
     layers: list[ImageLayer] = []
     parent = ""
     for number in range(max(count, 1)):
@@ -64,6 +65,9 @@ def image_layers(image: ImageId, count: int) -> tuple[ImageLayer, ...]:
 
 def link_of(layer: LayerId) -> LinkId:
     """Return the short link name: 26 of A-Z and 2-7, the form containers-storage uses (drivers/overlay, idLength)."""
+    import base64  # noqa: PLC0415 - as above
+    import hashlib  # noqa: PLC0415 - as above
+
     return LinkId(base64.b32encode(hashlib.sha256(f"link {layer}\n".encode()).digest()).decode()[:26])
 
 
@@ -71,7 +75,19 @@ def big_data_name(key: str) -> str:
     """Return the file name containers-storage gives a big data item (images.go, makeBigDataBaseName)."""
     if key and all(char.isascii() and (char.islower() or char.isdigit() or char == ".") for char in key):
         return key
+    import base64  # noqa: PLC0415 - as above
+
     return "=" + base64.b64encode(key.encode()).decode()
+
+
+PROFILE = "profile.json"
+
+
+def profile_of(squash: str) -> str:
+    """Return the profile that belongs to a squash file, which lies beside it; "" for a file in no store of ours."""
+    directory, name = os.path.split(squash)
+    ours = name.startswith("image") and os.path.basename(os.path.dirname(directory)) in {"capsules", "trash"}
+    return os.path.join(directory, PROFILE) if ours else ""
 
 
 class StoreLayout:
@@ -107,6 +123,10 @@ class StoreLayout:
     def capsule_json(self, image: ImageId) -> str:
         """Return the description of one image."""
         return os.path.join(self.capsules, image, "capsule.json")
+
+    def profile(self, image: ImageId) -> str:
+        """Return the recorded profile of one image; it need not exist."""
+        return os.path.join(self.capsules, image, PROFILE)
 
     def capsule_data(self, image: ImageId) -> str:
         """Return the directory with Podman's big data files."""

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from contextlib import suppress
     from functools import partial
     from threading import Lock, Thread, local
-    from typing import Any, Final, Generic, NamedTuple, NoReturn, Self, TypeVar
+    from typing import Any, Final, Generic, NamedTuple, NewType, NoReturn, Self, TypeVar
 else:
     # loaded with `os`; collections.abc is this module under another name, below a package of 1 ms
     import _signal as signal  # the numbers without their enum, 2 ms
@@ -31,6 +31,10 @@ else:
     def TypeVar(_name):  # noqa: N802 - the name in typing
         """As typing.TypeVar."""
         return object
+
+    def NewType(_name, kind):  # noqa: N802 - the name in typing
+        """As typing.NewType: the kind itself."""
+        return kind
 
     class Generic:
         """As typing.Generic: takes type arguments and forgets them."""
@@ -145,6 +149,7 @@ __all__ = [
     "Iterator",
     "Lock",
     "NamedTuple",
+    "NewType",
     "NoReturn",
     "OrderedDict",
     "Self",

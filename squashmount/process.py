@@ -44,6 +44,18 @@ def run_both(
     return _checked(argv, ok=ok, env=env, cwd=None, stdin=None, timeout=None, pass_fds=(), hint="", log=log)
 
 
+def run_visibly(*argv: str, env: Mapping[str, str] | None = None, log: Log = quiet) -> int:
+    """Run a program to its end and return its exit status: it has our standard input, and our standard error twice.
+
+    Raises ToolError when the program is missing or cannot be executed.
+    """
+    log("$ " + shlex.join(argv))
+    try:
+        return subprocess.run(argv, env=env, stdout=2, check=False).returncode
+    except OSError as err:
+        raise ToolError(f"{argv[0]} cannot be started.", details=str(err)) from err
+
+
 @contextmanager
 def started(
     *argv: str,

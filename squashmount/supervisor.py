@@ -18,11 +18,15 @@ from .config import Config
 from .host import probe_host
 from .images import open_image
 from .keeper import Served, ServerDir, is_current, say_ready, sweep
-from .lean import NamedTuple, json_text, signal, suppress
+from .layout import profile_of
+from .lean import TYPE_CHECKING, NamedTuple, json_text, signal, suppress
 from .mountinfo import find_process, namespace_id, read_mounts
 from .runtime import Log
 from .server.fusemount import DEVICE, mount_fuse
 from .squashfs.image import SquashImage
+
+if TYPE_CHECKING:
+    from .server.prefetch import Hot
 
 RESEND = (6, 9)
 """First Linux that sends unanswered requests again (FUSE_NOTIFY_RESEND, Documentation/filesystems/fuse.rst)."""
@@ -46,8 +50,11 @@ def supervise(place: ServerDir, served: Served, config: Config, log: Log, ready:
     namespace = namespace_id()
     # From here on a failure must not leave a mount that nobody serves
     try:
+        hot = _hot(place, served, config, image)
         leave_namespace()
         _settle_signals()
+        if hot:
+            hot.prefetch(budget=config.prefetch_mib << 20, report=place.prefetch, log=log)
         workers = Workers(Serving(image, served, fuse, place, namespace, log), ready)
         say_ready(ready)
         log(f"serving {served.squash} for namespace {namespace} with {served.engine}, worker {workers.pid}")
@@ -57,6 +64,16 @@ def supervise(place: ServerDir, served: Served, config: Config, log: Log, ready:
         detach(place.mountpoint, namespace)
         raise
     log(f"served {served.squash} for namespace {namespace} to the end")
+
+
+def _hot(place: ServerDir, served: Served, config: Config, image: SquashImage) -> "Hot | None":
+    """Return what a recorded profile says about the image, if there is one, and a processor to spare."""
+    wanted = config.prefetch_mib and served.engine == "wire" and not served.record
+    if not wanted or len(os.sched_getaffinity(0)) < 2 or not os.path.exists(profile_of(served.squash)):
+        return None
+    from .server.prefetch import find  # noqa: PLC0415 - only where there is a profile
+
+    return find(profile_of(served.squash), image, place.mountpoint)
 
 
 def _hold_alive(place: ServerDir) -> None:

@@ -3,12 +3,16 @@
 import os
 import time
 
+from .errors import DamagedError
 from .keeper import Served, ServerDir
-from .lean import Thread, json_text, suppress
+from .lean import TYPE_CHECKING, Thread, json_text, suppress
 from .runtime import Log
 from .server.tree import IdShift, Tree
 from .server.wire import Stats, serve
 from .squashfs.image import SquashImage
+
+if TYPE_CHECKING:
+    from .server.recording import Recorder
 
 STATS_SECONDS = 2.0
 
@@ -18,7 +22,38 @@ def work(image: SquashImage, served: Served, fuse: int, place: ServerDir, log: L
     tree = Tree(image, IdShift(*served.shift))
     stats = Stats()
     Thread(target=_publish, args=(stats, place), daemon=True).start()
-    serve(fuse, tree, threads=min(os.cpu_count() or 1, 4), stats=stats, log=log.fail, resumed=resumed)
+    recorder = _recorder(served)
+    serve(
+        fuse,
+        tree,
+        threads=min(os.cpu_count() or 1, 4),
+        stats=stats,
+        log=log.fail,
+        resumed=resumed,
+        observe=recorder,
+    )
+    if recorder:
+        _write_profile(recorder, tree, served.record, log)
+
+
+def _recorder(served: Served) -> "Recorder | None":
+    if not served.record:
+        return None
+    from .server.recording import Recorder  # noqa: PLC0415 - hardly ever needed
+
+    return Recorder()
+
+
+def _write_profile(recorder: "Recorder", tree: Tree, path: str, log: Log) -> None:
+    from . import atomic  # noqa: PLC0415 - hardly ever needed
+
+    try:
+        profile = recorder.profile(tree, recorded=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
+        atomic.replace_text(path, profile.to_json())
+    except (OSError, DamagedError) as err:
+        log.fail(f"cannot write the profile {path}: {err}")
+    else:
+        log(f"recorded {len(profile.files())} files in {path}")
 
 
 def _publish(stats: Stats, place: ServerDir) -> None:

@@ -172,6 +172,19 @@ class Node:
         """Run any command as the user on this node."""
         return self.user.run(*argv, env=self.environment(), timeout=timeout)
 
+    @contextmanager
+    def started(self, *argv: str) -> Iterator[subprocess.Popen[bytes]]:
+        """Start a command as the user on this node; it is killed if it has not ended by the end of the block."""
+        environ = {"PATH": "/usr/bin:/bin:/usr/sbin", "HOME": str(self.user.home), "USER": self.user.name}
+        words = [f"{key}={value}" for key, value in {**environ, **self.environment()}.items()]
+        command = [*self.user.prefix(), "env", "-i", *words, *argv]
+        pipe, none = subprocess.PIPE, subprocess.DEVNULL
+        with subprocess.Popen(command, stdin=none, stdout=pipe, stderr=pipe, cwd=str(self.user.home)) as child:
+            try:
+                yield child
+            finally:
+                child.kill()
+
     def podman(self, *argv: str, timeout: float = TIMEOUT) -> Done:
         """Run Podman."""
         return self.run("podman", *argv, timeout=timeout)

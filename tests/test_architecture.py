@@ -121,7 +121,7 @@ def test_mount_path_is_light() -> None:
 
 
 def test_server_loads_no_more_than_it_serves_with() -> None:
-    loaded = loaded_by("import squashmount.supervisor, squashmount.worker")
+    loaded = loaded_by("import squashmount.supervisor, squashmount.worker, squashmount.server.prefetch")
     assert loaded & HEAVY == set(), "decoders are loaded when a squash file needs them"
     loaded |= loaded_by("from squashmount.squashfs.compress import decoder; decoder('zstd')")
     slow = {"collections", "contextlib", "enum", "functools", "json", "re", "threading", "typing", "zstandard"}

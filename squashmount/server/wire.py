@@ -144,16 +144,28 @@ class Request(NamedTuple):
     body: memoryview
 
 
+Observer = Callable[[Request], None]
+
+
 def serve(
-    fuse_fd: int, tree: Tree, *, threads: int = 2, stats: Stats | None = None, log: Log, resumed: bool = False
+    fuse_fd: int,
+    tree: Tree,
+    *,
+    threads: int = 2,
+    stats: Stats | None = None,
+    log: Log,
+    resumed: bool = False,
+    observe: Observer | None = None,
 ) -> None:
     """Answer requests until the file system is unmounted or the connection aborted; then return.
 
     `fuse_fd` stays open and the caller's. `resumed`: another process served it before and may have died with requests
-    unanswered; the kernel is asked to send those again (Linux 6.9; before, they stay lost). Never raises for anything
-    a request or the image can contain.
+    unanswered; the kernel is asked to send those again (Linux 6.9; before, they stay lost). `observe` is called with
+    every request before it is answered. Never raises for anything a request or the image can contain.
     """
     server = _Server(fuse_fd, tree, stats or Stats(), log)
+    if observe:
+        server.observe_with(observe)
     if resumed:
         server.ask_again()
     others = [Thread(target=server.loop, daemon=True) for _ in range(threads - 1)]
@@ -195,6 +207,18 @@ class _Server:
             _GETXATTR: self._getxattr,
             _LISTXATTR: self._listxattr,
         }
+
+    def observe_with(self, observe: Observer) -> None:
+        """Show every request that has a handler to somebody first; costs nothing unless it is called."""
+
+        def observed(handler: Callable[[Request], Sequence[Buffer]]) -> Callable[[Request], Sequence[Buffer]]:
+            def handle(request: Request) -> Sequence[Buffer]:
+                observe(request)
+                return handler(request)
+
+            return handle
+
+        self._handlers = {opcode: observed(handler) for opcode, handler in self._handlers.items()}
 
     def loop(self) -> None:
         """Serve one request after another in the calling thread."""

@@ -172,6 +172,20 @@ class Contents:
             offset += taken
         return found
 
+    def extents(self, inode: Inode, offset: int, size: int) -> list[tuple[int, int]]:
+        """Return (start, end) in the squash file of the blocks with the bytes [offset, offset + size) of a file."""
+        found: list[tuple[int, int]] = []
+        end = min(offset + size, inode.size)
+        for number in range(offset // self._block_size, -(-end // self._block_size)):
+            if inode.fragment != NO_FRAGMENT and inode.size - number * self._block_size < self._block_size:
+                start, word, _ = self._fragments[inode.fragment]
+            else:
+                chunk = self._chunk(inode, number // _CHUNK)
+                word, start = chunk.words[number % _CHUNK], chunk.starts[number % _CHUNK]
+            if word & _SIZE_MASK:
+                found.append((start, start + (word & _SIZE_MASK)))
+        return found
+
     def _block(self, inode: Inode, number: int) -> Buffer:
         """Return one decoded block of a file; it has the length the file's size demands."""
         expected = min(self._block_size, inode.size - number * self._block_size)

@@ -149,6 +149,11 @@ class SquashImage:
             raise ValueError(f"offset {offset}, size {size}")
         return self._contents.parts(inode, offset, size)
 
+    def extents(self, inode: Inode, offset: int, size: int) -> list[tuple[int, int]]:
+        """Return (start, end) in the squash file of the blocks that hold a part of a regular file."""
+        _require(inode, stat.S_IFREG, errno.EINVAL)
+        return self._contents.extents(inode, offset, size)
+
     def readlink(self, inode: Inode) -> bytes:
         """Return the target of a symbolic link."""
         _require(inode, stat.S_IFLNK, errno.EINVAL)

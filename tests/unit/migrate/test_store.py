@@ -18,6 +18,7 @@ from squashmount.migrate.trouble import explained
 from squashmount import atomic, layout
 from squashmount.errors import BusyError, SpaceError, SquashmountError, StoreError
 from squashmount.ids import ImageId
+from squashmount.profile import FILE, Need, Profile, parse
 
 A, B = image_id("a"), image_id("b")
 
@@ -45,6 +46,15 @@ def remove(store: Store, _squash: bytes) -> None:
 def untag(store: Store, _squash: bytes) -> None:
     with store.lock(doing="test") as held:
         publish.remove_name(store, publish.begin(store, held), "x/moved:1", held)
+
+
+PROFILE = Profile((b"",), (Need(0, FILE, b"file", (0, 9)),))
+
+
+def profile(store: Store, _squash: bytes) -> None:
+    with store.lock(doing="test") as held:
+        publish.begin(store, held)
+        publish.set_profile(store, A, PROFILE, held)
 
 
 def steps_of(change: Callable[[Store, bytes], None], root: str, squash: bytes) -> list[str]:
@@ -93,6 +103,7 @@ AFTER_ADD = {A: ["x/a:1"], B: ["x/b:1", "x/moved:1"]}
         (add, [BEFORE, AFTER_ADD], 10),
         (remove, [BEFORE, {}], 7),
         (untag, [BEFORE, {A: ["x/a:1"]}], 4),
+        (profile, [BEFORE], 3),
     ],
 )
 def test_a_killed_writer_never_leaves_a_lie(
@@ -540,6 +551,26 @@ def test_a_published_capsule_holds_nothing_else(root: str, squash: bytes) -> Non
     store = open_store(root, create=True)
     put(store, "a", ["x/a:1"], squash)
     assert sorted(os.listdir(store.layout.capsule(A))) == ["capsule.json", "data", "image.squashfs"]
+
+
+def test_a_profile_is_replaced_checked_and_goes_with_its_image(root: str, squash: bytes) -> None:
+    store = open_store(root, create=True)
+    put(store, "a", ["x/a:1"], squash)
+    for _ in range(2):
+        profile(store, squash)
+        with open(store.layout.profile(A), "rb") as file:
+            assert parse(file.read(), where="x") == PROFILE
+        assert verify.verify(store) == ()
+    with open(store.layout.profile(A), "w", encoding="ascii") as torn:
+        torn.write('{"format": 1,')
+    (finding,) = verify.verify(store)
+    assert not finding.serious
+    assert "profile" in finding.where
+    assert "profile" in finding.fix
+    assert_valid(store)
+    remove(store, squash)
+    assert not os.path.exists(store.layout.profile(A))
+    assert sorted(os.listdir(store.in_trash()[0][1])) == ["capsule.json", "data", "image.squashfs", "profile.json"]
 
 
 @pytest.mark.filterwarnings("ignore:This process")

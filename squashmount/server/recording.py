@@ -1,0 +1,208 @@
+"""Records what is first needed of an image, and in which order, from the requests that reach a fresh server.
+
+The kernel asks once and remembers, so each request of a server that was started for the recording is a first need.
+What is kept while recording is the bare requests; the paths are worked out from the tree at the end.
+"""
+
+import struct
+import time
+from collections import Counter
+from collections.abc import Iterator
+from typing import Protocol
+
+from squashmount.profile import (
+    ABSENT,
+    FILE,
+    LINK,
+    LIST,
+    MAX_BYTES,
+    MAX_ENTRIES,
+    MAX_NAME,
+    STAT,
+    Need,
+    Profile,
+    merged,
+    squash_id,
+)
+
+from .tree import ROOT, Tree
+
+LOOKUP, READLINK, READ, READDIR, READDIRPLUS = 1, 5, 15, 28, 44
+
+_MAX_REQUESTS = 400_000
+_READ_IN = struct.Struct("=QQI")
+_LISTED_FROM = 4
+_LISTED_SHARE = 16
+"""A listing brings all names in a few requests: worth it from so many needed names on, if they are a sixteenth."""
+_METADATA = 4 << 20
+_MAX_RANGES = 4096
+_DEEPEST = 2048
+_LONGEST_PATH = 3800
+_NEAR = 128 << 10
+"""Extents that are so near to each other are read as one: a request to a parallel file system costs more."""
+
+
+class Request(Protocol):
+    """What is recorded of a FUSE request (wire.Request)."""
+
+    @property
+    def opcode(self) -> int: ...  # noqa: D102 - named as in fuse.h
+    @property
+    def node(self) -> int: ...  # noqa: D102
+    @property
+    def body(self) -> memoryview: ...  # noqa: D102
+
+
+class Recorder:
+    """Called with every request, by any thread, before it is answered."""
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        """Record for so many seconds; 0 means until the end."""
+        self._until = time.monotonic() + seconds if seconds else 0.0
+        self._requests: list[tuple[int, int, bytes]] = []  # append is atomic
+        self.ended = False
+
+    def __call__(self, request: Request) -> None:
+        """Remember one request."""
+        if self.ended:
+            return
+        opcode = request.opcode
+        if opcode in {LOOKUP, READLINK, READ, READDIR, READDIRPLUS}:
+            self._requests.append((opcode, request.node, bytes(request.body[:300])))
+            self.ended = len(self._requests) >= _MAX_REQUESTS or bool(self._until and time.monotonic() > self._until)
+
+    def profile(self, tree: Tree, *, recorded: str) -> Profile:
+        """Stop, and return what was needed. OSError or DamagedError when the tree cannot be read."""
+        self.ended = True
+        return _Resolved(tree, self._requests).profile(recorded)
+
+
+class _Resolved:
+    """Requests turned into needs: nodes get the names they were found by."""
+
+    def __init__(self, tree: Tree, requests: list[tuple[int, int, bytes]]) -> None:
+        self._tree = tree
+        self._names: dict[int, tuple[int, bytes]] = {}
+        self._paths: dict[int, bytes | None] = {ROOT: b""}
+        self._directories: dict[bytes, int] = {}
+        """Path → index, in the order of the first need."""
+        self._nodes: list[int] = []
+        """Node of each of them."""
+        self._needs: dict[tuple[int, str, bytes], int] = {}
+        """Directory, kind, name → node, in the order of the first need."""
+        self._read: dict[int, list[tuple[int, int]]] = {}
+        wanted = {node for _, node, _ in requests}
+        for node in dict.fromkeys(node for opcode, node, _ in requests if opcode in {READDIR, READDIRPLUS}):
+            self._name_children(node, wanted)
+        for opcode, node, body in requests:
+            self._add(opcode, node, body)
+
+    def profile(self, recorded: str) -> Profile:
+        """Return the needs without those that another one meets."""
+        needs: list[Need] = []
+        room = MAX_BYTES // 2
+        for need in self._fewest():
+            room -= 40 + 2 * len(need.name) + 12 * len(need.ranges)
+            if len(needs) == MAX_ENTRIES or room < 0:
+                break
+            needs.append(need)
+        image = self._tree.image
+        extents = [(start, end - start) for start, end in merged(self._extents(), _NEAR)]
+        return Profile(
+            tuple(self._directories), tuple(needs), squash_id(image.fileno()), tuple(extents[:MAX_ENTRIES]), recorded
+        )
+
+    def _name_children(self, node: int, wanted: set[int]) -> None:
+        for name in self._tree.readdir(node, 0):
+            if name.node in wanted:
+                self._names.setdefault(name.node, (node, name.name))
+
+    def _path(self, node: int) -> bytes | None:
+        """Return the path of a node, None when nobody said how it was found (a resumed server)."""
+        names: list[bytes] = []
+        at = node
+        while at not in self._paths and at in self._names and len(names) < _DEEPEST:
+            at, name = self._names[at]
+            names.append(name)
+        top = self._paths.get(at)
+        path = None if top is None else b"/".join(part for part in (top, *reversed(names)) if part)
+        self._paths[node] = path
+        return path
+
+    def _add(self, opcode: int, node: int, body: bytes) -> None:
+        if opcode == READ:
+            _, offset, size = _READ_IN.unpack_from(body)
+            self._read.setdefault(node, []).append((offset, offset + size))
+            self._need_of(node, FILE)
+        elif opcode == READLINK:
+            self._need_of(node, LINK)
+        elif opcode == LOOKUP:
+            self._need_name(node, body.split(b"\0", 1)[0])
+        else:
+            self._need(node, LIST, b"", node)
+
+    def _need_of(self, node: int, kind: str) -> None:
+        if node in self._names:
+            parent, name = self._names[node]
+            self._need(parent, kind, name, node)
+
+    def _need_name(self, parent: int, name: bytes) -> None:
+        if name in {b".", b".."} or not 0 < len(name) <= MAX_NAME:
+            return
+        try:
+            node, _ = self._tree.lookup(parent, name)
+        except FileNotFoundError:
+            self._need(parent, ABSENT, name, 0)
+        else:
+            self._names.setdefault(node, (parent, name))
+            self._need(parent, STAT, name, node)
+
+    def _need(self, parent: int, kind: str, name: bytes, node: int) -> None:
+        path = self._path(parent)
+        if path is None or len(path) > _LONGEST_PATH:
+            return
+        if path not in self._directories:
+            self._directories[path] = len(self._directories)
+            self._nodes.append(parent)
+        self._needs.setdefault((self._directories[path], kind, name), node)
+
+    def _fewest(self) -> Iterator[Need]:
+        listed = self._worth_listing()
+        opened = {(directory, name) for directory, kind, name in self._needs if kind in {FILE, LINK}}
+        paths = list(self._directories)
+        begun: set[int] = set()
+        for (directory, kind, name), node in self._needs.items():
+            if directory in listed and directory not in begun:
+                begun.add(directory)
+                yield Need(directory, LIST)
+            path = b"/".join(part for part in (paths[directory], name) if part)
+            known = directory in listed or (directory, name) in opened or path in self._directories
+            ranges = self._ranges(node) if kind == FILE else ()
+            if kind in {LINK, ABSENT} or ranges or (kind == STAT and not known):
+                yield Need(directory, kind, name, ranges)
+
+    def _worth_listing(self) -> set[int]:
+        """Return the directories that were listed, and those of which enough names were looked up one by one."""
+        needed = Counter(directory for directory, _ in {(key[0], key[2]) for key in self._needs if key[1] != ABSENT})
+        listed = {directory for directory, kind, _ in self._needs if kind == LIST}
+        for directory, count in needed.items():
+            if directory not in listed and count >= _LISTED_FROM:
+                length = sum(1 for _ in self._tree.readdir(self._nodes[directory], 0))
+                if length <= _LISTED_SHARE * count:
+                    listed.add(directory)
+        return listed
+
+    def _ranges(self, node: int) -> tuple[int, ...]:
+        size = self._tree.attr(node).size
+        pairs = merged((start, min(end, size)) for start, end in self._read.get(node, ()) if start < size)
+        return tuple(number for pair in pairs[:_MAX_RANGES] for number in pair)
+
+    def _extents(self) -> Iterator[tuple[int, int]]:
+        """Yield (start, end) in the squash file of what is needed: the metadata, if it is not large, and the blocks."""
+        block = self._tree.image.superblock
+        yield block.inode_table, min(block.bytes_used, block.inode_table + _METADATA)
+        for (_, kind, _), node in self._needs.items():
+            if kind == FILE:
+                numbers = self._ranges(node)
+                for start, end in zip(numbers[::2], numbers[1::2], strict=True):
+                    yield from self._tree.extents(node, start, end - start)
