@@ -9,6 +9,8 @@ Keys (TOML, top level)::
     overlay = "auto"          # auto | kernel | fuse
     linger = 10.0             # seconds a server outlives its last container
     cache_mib = 64            # decoded blocks kept by one server, MiB
+    stage_dir = ""            # local directory to copy squash files to in the background ($UID is filled in); "" = none
+    stage_mib = 65536         # larger squash files are not copied, MiB
     log_level = "info"        # error | info | debug
     prefetch_mib = 256        # at most so much of the files a recorded profile names is read ahead, MiB; 0 = nothing
     record = ""               # file a server of its own writes a profile to (set by `migrate2scratch profile`)
@@ -43,6 +45,8 @@ class Config(NamedTuple):
     overlay: str = "auto"
     linger: float = 10.0
     cache_mib: int = 64
+    stage_dir: str = ""
+    stage_mib: int = 65536
     log_level: str = "info"
     prefetch_mib: int = 256
     record: str = ""

@@ -27,6 +27,7 @@ from .squashfs.image import SquashImage
 
 if TYPE_CHECKING:
     from .server.prefetch import Hot
+    from .staging import Local
 
 RESEND = (6, 9)
 """First Linux that sends unanswered requests again (FUSE_NOTIFY_RESEND, Documentation/filesystems/fuse.rst)."""
@@ -45,6 +46,7 @@ def supervise(place: ServerDir, served: Served, config: Config, log: Log, ready:
     _hold_alive(place)
     lock = os.open(place.lock, os.O_RDWR | os.O_CLOEXEC)
     image = open_image(served.squash, config)
+    local = _open_local(served, config, log)
     # No default_permissions: on top is always an overlay, which checks, and nobody else gets through our 0700 directory
     fuse = mount_fuse(place.mountpoint, source=served.squash, default_permissions=False)
     namespace = namespace_id()
@@ -55,7 +57,7 @@ def supervise(place: ServerDir, served: Served, config: Config, log: Log, ready:
         _settle_signals()
         if hot:
             hot.prefetch(budget=config.prefetch_mib << 20, report=place.prefetch, log=log)
-        workers = Workers(Serving(image, served, fuse, place, namespace, log), ready)
+        workers = Workers(Serving(image, served, fuse, place, namespace, log, local), ready)
         say_ready(ready)
         log(f"serving {served.squash} for namespace {namespace} with {served.engine}, worker {workers.pid}")
         sweep(os.path.dirname(place.path))
@@ -74,6 +76,14 @@ def _hot(place: ServerDir, served: Served, config: Config, image: SquashImage) -
     from .server.prefetch import find  # noqa: PLC0415 - only where there is a profile
 
     return find(profile_of(served.squash), image, place.mountpoint)
+
+
+def _open_local(served: Served, config: Config, log: Log) -> "Local | None":
+    if not config.stage_dir or served.engine != "wire":
+        return None
+    from .staging import open_local  # noqa: PLC0415 - only where the site wants it
+
+    return open_local(served.squash, config, log)
 
 
 def _hold_alive(place: ServerDir) -> None:
@@ -124,6 +134,7 @@ class Serving(NamedTuple):
     place: ServerDir
     namespace: int
     log: Log
+    local: "Local | None"
 
 
 class Workers:
@@ -176,7 +187,7 @@ class Workers:
 
     def _become_worker(self, ready: int | None) -> None:
         code = 1
-        image, served, fuse, place, _namespace, log = self._serving
+        image, served, fuse, place, _namespace, log, local = self._serving
         try:
             linux.die_with_parent(self._parent)
             if ready is not None:
@@ -189,7 +200,7 @@ class Workers:
             from .worker import work  # noqa: PLC0415 - not needed for squashfuse_ll
 
             resumed = ready is None and self._resends
-            work(image, served, fuse if self._resends else _clone(fuse), place, log, resumed=resumed)
+            work(image, served, fuse if self._resends else _clone(fuse), place, log, local, resumed=resumed)
             code = 0
         except BaseException:  # noqa: BLE001 - a server has no terminal: a bug must reach the log
             import traceback  # noqa: PLC0415

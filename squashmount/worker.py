@@ -13,15 +13,22 @@ from .squashfs.image import SquashImage
 
 if TYPE_CHECKING:
     from .server.recording import Recorder
+    from .staging import Local
 
 STATS_SECONDS = 2.0
 
 
-def work(image: SquashImage, served: Served, fuse: int, place: ServerDir, log: Log, *, resumed: bool) -> None:
+def work(  # noqa: PLR0917 - what a supervisor hands over, called once
+    image: SquashImage, served: Served, fuse: int, place: ServerDir, log: Log, local: "Local | None", *, resumed: bool
+) -> None:
     """Serve until the connection ends. `resumed`: after another worker that was killed."""
     tree = Tree(image, IdShift(*served.shift))
     stats = Stats()
     Thread(target=_publish, args=(stats, place), daemon=True).start()
+    if local is not None:
+        from .staging import stage  # noqa: PLC0415 - only where the site wants it
+
+        stage(image, local, log)
     recorder = _recorder(served)
     serve(
         fuse,
