@@ -27,5 +27,6 @@ def to_outside(id_map: IdMap, inside: int) -> int | None:
 
 def read_id_map(path: str) -> IdMap:
     """Parse /proc/PID/uid_map or gid_map: three numbers a line, inside, outside, count (user_namespaces(7))."""
-    with open(path, encoding="ascii") as file:
+    # not "ascii": every other codec is one more module to load
+    with open(path, encoding="utf-8") as file:
         return tuple(IdRange(*map(int, line.split())) for line in file)

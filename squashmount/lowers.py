@@ -54,7 +54,7 @@ def _squash_of(diff: str) -> str | None:
     if name != "diff":
         return None
     try:
-        with open(os.path.join(layer, "link"), encoding="ascii") as file:
+        with open(os.path.join(layer, "link"), encoding="utf-8") as file:
             link = file.read(256).strip()
     except (FileNotFoundError, NotADirectoryError, UnicodeDecodeError):
         return None

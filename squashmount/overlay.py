@@ -131,7 +131,7 @@ def recorded_kind(request: MountRequest) -> str:
     if request.work is None or request.upper is None:
         return ""
     try:
-        with open(_record(request.work), encoding="ascii") as file:
+        with open(_record(request.work), encoding="utf-8") as file:
             kind = file.read(16)
     except FileNotFoundError:
         kind = ""
@@ -144,7 +144,7 @@ def recorded_kind(request: MountRequest) -> str:
 def record_kind(request: MountRequest, kind: str) -> None:
     """Remember the kind beside the upper layer; Podman removes it with the container."""
     if request.work is not None:
-        with open(_record(request.work), "w", encoding="ascii") as file:
+        with open(_record(request.work), "w", encoding="utf-8") as file:
             file.write(kind)
 
 

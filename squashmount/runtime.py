@@ -115,11 +115,11 @@ def remembered_whiteouts(state: str, path: str) -> bool:
     name = fnv1a(os.fsencode(f"{path}\0{info.st_dev}\0{info.st_ino}\0{info.st_mtime_ns}"))
     answer = os.path.join(state, "whiteouts", name)
     try:
-        with open(answer, encoding="ascii") as file:
+        with open(answer, encoding="utf-8") as file:
             return file.read(1) != "0"
     except FileNotFoundError:
         found = has_whiteout_files(path)
     os.makedirs(os.path.dirname(answer), mode=0o700, exist_ok=True)
-    with open(answer, "w", encoding="ascii") as file:
+    with open(answer, "w", encoding="utf-8") as file:
         file.write("1" if found else "0")
     return found
