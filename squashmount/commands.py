@@ -94,7 +94,7 @@ def _ps(options: argparse.Namespace) -> int:
     if options.json:
         sys.stdout.write(json.dumps(rows, indent=2) + "\n")
         return 0
-    lines = [("SERVER", "STATE", "ENGINE", "PID", "USERS", "UP", "MEMORY", "REQUESTS", "HITS", "SQUASH")]
+    lines = [("SERVER", "STATE", "ENGINE", "PID", "USERS", "UP", "MEMORY", "REQUESTS", "HITS", "AHEAD", "SQUASH")]
     lines += [
         (
             row["server"],
@@ -106,6 +106,7 @@ def _ps(options: argparse.Namespace) -> int:
             f"{row['pss_kib'] / 1024:.1f}MiB",
             str(_requests(row["stats"])),
             _percent(row["stats"]),
+            _ahead(row),
             row["squash"],
         )
         for row in rows
@@ -128,15 +129,19 @@ def _percent(stats: dict[str, Any]) -> str:
     return f"{100 * hits // (hits + misses)}%" if hits + misses else "-"
 
 
+def _ahead(row: dict[str, Any]) -> str:
+    """Return how much a profile had read ahead, and its share of all that was read so far."""
+    ahead, read = int(row["prefetch"].get("bytes", 0)), int(row["stats"].get("bytes_read", 0))
+    return f"{ahead / (1 << 20):.1f}MiB {min(100, 100 * ahead // read)}%" if ahead and read else "-"
+
+
 def _row(place: ServerDir) -> dict[str, Any] | None:
     try:
         with open(place.info, encoding="utf-8") as file:
             info = json.load(file)
     except (FileNotFoundError, ValueError):
         return None
-    stats: dict[str, Any] = {}
-    with suppress(FileNotFoundError, ValueError), open(place.stats, encoding="utf-8") as file:
-        stats = json.load(file)
+    stats, prefetch = _counters(place.stats), _counters(place.prefetch)
     return {
         "server": os.path.basename(place.path),
         "state": "serving" if place.is_alive() else "dead",
@@ -144,8 +149,16 @@ def _row(place: ServerDir) -> dict[str, Any] | None:
         "pss_kib": _pss_kib(info["supervisor"]) + _pss_kib(info["worker"]),
         "users": sorted(place.leased().values()),
         "stats": stats,
+        "prefetch": prefetch,
         **info,
     }
+
+
+def _counters(path: str) -> dict[str, Any]:
+    with suppress(FileNotFoundError, ValueError), open(path, encoding="utf-8") as file:
+        found = json.load(file)
+        return found if isinstance(found, dict) else {}
+    return {}
 
 
 def _standalone(known: set[str]) -> list[dict[str, Any]]:
@@ -159,6 +172,7 @@ def _standalone(known: set[str]) -> list[dict[str, Any]]:
         "up_seconds": 0.0,
         "pss_kib": 0,
         "stats": {},
+        "prefetch": {},
     }
     return [{**empty, "squash": mount.source, "mountpoint": mount.target, "users": [mount.target]} for mount in mounts]
 

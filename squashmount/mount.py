@@ -27,6 +27,8 @@ def mount_for_podman(options: str, target: str) -> None:
     environ = dict(os.environ)
     config = load_config(environ)
     request = parse_request(options, os.path.realpath(target))
+    if not request.prefetch:
+        config = config._replace(prefetch_mib=0)
     host = probe_host()
     lowers = resolve_lowers(request.lowers, cwd=os.getcwd())
     try:

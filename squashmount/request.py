@@ -35,8 +35,12 @@ HINT_OPTIONS = frozenset({"fsync", "threaded", "clone_fd", "max_idle_threads", "
 """fuse-overlayfs' tuning: about its own speed, without a meaning (and without a need) for kernel overlay."""
 
 
+NO_PREFETCH = "no-prefetch"
+"""Our own option, for `mountopt` in storage.conf: the server, if this call starts it, reads nothing ahead."""
+
+
 class MountRequest(NamedTuple):
-    """One call of the mount program. `raw` is the option string as it came, for handing over."""
+    """One call of the mount program. `raw` is the option string as it came, less our own, for handing over."""
 
     target: str
     raw: str
@@ -53,6 +57,7 @@ class MountRequest(NamedTuple):
     kernel_options: tuple[str, ...] = ()
     hints: tuple[str, ...] = ()
     fuse_only: tuple[str, ...] = ()
+    prefetch: bool = True
 
     @property
     def shifted(self) -> bool:
@@ -70,7 +75,7 @@ def parse_request(options: str, target: str) -> MountRequest:
             found[key] = value
         elif option in VFS_FLAGS:
             vfs |= VFS_FLAGS[option]
-        elif option == "volatile":
+        elif option in {"volatile", NO_PREFETCH}:
             found[key] = "1"
         elif key in KERNEL_OPTIONS:
             kernel.append(option)
@@ -84,7 +89,7 @@ def parse_request(options: str, target: str) -> MountRequest:
         raise UsageError("upperdir and workdir go together.", details=f"options: {options}", hint=_HINT)
     return MountRequest(
         target=target,
-        raw=options,
+        raw=_without(options, NO_PREFETCH) if NO_PREFETCH in found else options,
         lowers=tuple(split_lowers(found["lowerdir"])),
         upper=_unescaped(found["upperdir"]) if "upperdir" in found else None,
         work=_unescaped(found["workdir"]) if "workdir" in found else None,
@@ -98,6 +103,7 @@ def parse_request(options: str, target: str) -> MountRequest:
         kernel_options=tuple(kernel),
         hints=tuple(hints),
         fuse_only=tuple(fuse_only),
+        prefetch=NO_PREFETCH not in found,
     )
 
 
@@ -105,6 +111,10 @@ _VALUES = frozenset(
     {"lowerdir", "upperdir", "workdir", "uidmapping", "gidmapping", "squash_to_uid", "squash_to_gid", "context"}
 )
 _HINT = "Podman calls this program; set it as mount_program in storage.conf (squashmount-conf generate)"
+
+
+def _without(options: str, unwanted: str) -> str:
+    return ",".join(option for option in split_options(options) if option != unwanted)
 
 
 def split_options(text: str) -> list[str]:

@@ -74,14 +74,24 @@ def test_what_was_read_ahead_is_not_asked_for_again(compute: Node, debian: str, 
     assert before["read"] > 0
     for request in ("read", "lookup", "readdirplus", "readlink"):
         assert before[request] == after[request], request
+    (row,) = json.loads(compute.squashmount("ps", "--json").ok())
+    assert row["prefetch"] == counts
+    (line,) = [line for line in compute.squashmount("ps").ok().splitlines() if "image.squashfs" in line]
+    assert f" {counts['bytes'] / (1 << 20):.1f}MiB " in line
     compute.podman("rm", "-f", "-t0", "kept").ok()
 
 
-def test_it_can_be_turned_off(compute: Node, debian: str, profiled: Path) -> None:
+@pytest.mark.parametrize("how", ["environment", "mountopt"])
+def test_it_can_be_turned_off(compute: Node, debian: str, profiled: Path, how: str) -> None:
     assert profiled.exists()
-    compute.env["SQUASHMOUNT_PREFETCH_MIB"] = "0"
+    if how == "environment":
+        compute.env["SQUASHMOUNT_PREFETCH_MIB"] = "0"
+    else:
+        with (compute.base / "storage.conf").open("a") as conf:
+            conf.write('mountopt = "nodev,no-prefetch"\n')
     compute.podman("run", "-d", "--name", "kept", debian, "sleep", "600").ok()
     before = counters(compute)
+    assert "kernel overlay (fastest)" in compute.log()
     assert not server_file(compute, "prefetch.json").exists()
     compute.podman("exec", "kept", *PROGRAM).ok()
     assert counters(compute)["read"] > before["read"]

@@ -102,3 +102,11 @@ def test_impossible_options_are_refused_with_a_sentence(options: str, says: str)
 def test_split_keeps_escapes_and_drops_empty_pieces() -> None:
     assert split_options(r"a,,b\,c,") == ["a", r"b\,c"]
     assert split_lowers("a::b") == ["a", "b"]
+
+
+def test_our_own_option_reaches_nobody_else() -> None:
+    request = parse_request(r"lowerdir=/a\,b,upperdir=/u,workdir=/w,no-prefetch,,volatile", "/t")
+    assert not request.prefetch
+    assert request.raw == r"lowerdir=/a\,b,upperdir=/u,workdir=/w,volatile"
+    assert request.fuse_only == ()
+    assert parse_request("lowerdir=/a,no-prefetch=1", "/t").fuse_only == ("no-prefetch=1",)
