@@ -78,6 +78,10 @@ def _mig(made: argparse.ArgumentParser) -> None:
     made.add_argument("--compressor", choices=COMPRESSORS, help="default zstd")
     made.add_argument("--level", type=int, help="of zstd (1-22, default 3) or gzip (1-9)")
     made.add_argument("--block-size", type=int, choices=_BLOCKS, metavar="KIB", help="4 … 1024, default 128")
+    made.add_argument(
+        "--profile", action="store_true", help="lay the files out in the order of the image's profile, if need be again"
+    )
+    made.add_argument("--profile-file", default="", metavar="FILE", help="the same, by a profile from a file")
     made.add_argument("--replace", action="store_true", help="delete an image that loses its last name to this one")
     made.add_argument(
         "--verify",

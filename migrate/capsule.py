@@ -21,7 +21,8 @@ def own_record(record: jsonio.JsonObject) -> jsonio.JsonObject:
 class Capsule:
     """One image. Sizes in bytes; `record` is Podman's own record of the image; `diff_ids` bottom layer first.
 
-    `layers` is how many layers the image's configuration names.
+    `layers` is how many layers the image's configuration names. `file` is the name of the squash file in the capsule,
+    `order` tells by which profile its files were laid out (Profile.order), "" by none.
     """
 
     image: ImageId
@@ -39,6 +40,8 @@ class Capsule:
     made_by: str
     restored_owners: int = 0
     layers: int = 1
+    file: str = layout.SQUASH
+    order: str = ""
     format: int = FORMAT
 
     @property
@@ -71,6 +74,9 @@ def parse(text: str | bytes, *, where: str) -> Capsule:
     value = jsonio.load_object(text, where=where)
     if jsonio.get_int(value, "format", where=where) > FORMAT:
         raise StoreError(f"{where} was written by a newer version.", hint="update squashmount")
+    file = jsonio.get_str(value, "file", layout.SQUASH, where=where)
+    if not layout.is_squash(file):
+        raise StoreError(f"{where} names the squash file {file!r}.")
     return Capsule(
         image=ImageId(jsonio.get_str(value, "image", where=where)),
         record=jsonio.get_object(value, "record", where=where),
@@ -87,6 +93,8 @@ def parse(text: str | bytes, *, where: str) -> Capsule:
         made_by=jsonio.get_str(value, "made_by", "", where=where),
         restored_owners=jsonio.get_int(value, "restored_owners", 0, where=where),
         layers=jsonio.get_int(value, "layers", 1, where=where),
+        file=file,
+        order=jsonio.get_str(value, "order", "", where=where),
         format=jsonio.get_int(value, "format", where=where),
     )
 

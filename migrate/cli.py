@@ -62,6 +62,7 @@ def _mig(arguments: argparse.Namespace, config: Config) -> int:
     options = _options(arguments, config)
     store = _open(arguments, config, create=not arguments.dry_run, empty_ok=True)
     found = migration.find(arguments.image, options, store)
+    options = dataclasses.replace(options, profile=profiling.wanted(store, found.image.id, arguments))
     if found.store.single_id and not arguments.quiet:
         _log("no subuid range for this user: owners are restored from the headers of the layers")
     if arguments.dry_run:

@@ -121,6 +121,11 @@ def _prepared(job: Job, root: str, found: survey.Survey, restored: list[owners.R
     pseudo = os.path.join(job.runtime_dir, "pseudo")
     with open(pseudo, "wb") as file:
         file.write(text)
+    # A name that is not there, or leads out of the image, would end mksquashfs
+    first = [path for path in map(os.fsencode, job.first) if _is_file(os.fsencode(root), path)]
+    order = os.path.join(job.runtime_dir, "order")
+    with open(order, "wb") as file:
+        file.write(mksquashfs.sort_list(first))
     return mksquashfs.Run(
         root=root,
         output=job.output,
@@ -131,7 +136,17 @@ def _prepared(job: Job, root: str, found: survey.Survey, restored: list[owners.R
         pseudo_file=pseudo if text else "",
         pseudo_definitions=definitions,
         root_owner=top,
+        sort_file=order if first else "",
     )
+
+
+def _is_file(root: bytes, path: bytes) -> bool:
+    """Tell whether a path of a profile names a regular file of the image without a link in it."""
+    full = os.path.join(root, path)
+    try:
+        return os.path.realpath(full) == full and stat.S_ISREG(os.lstat(full).st_mode)
+    except OSError:
+        return False
 
 
 def _mounted(job: Job) -> str:

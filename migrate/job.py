@@ -15,6 +15,7 @@ class Job:
     `owner_records` say who owns what (Graph.owner_records; empty: not known); `owners_seen` are all ids the layers
     named. `copies` is true for storage drivers without mounts (vfs). `runtime_dir` is an empty directory for
     temporary files and for a server that the mount of the image may start, `counts` is where Podman counts mounts.
+    `first` are the paths of the files that come first in the file, in this order.
     """
 
     podman: tuple[str, ...]
@@ -30,6 +31,7 @@ class Job:
     owners_seen: tuple[int, ...] = ()
     owners_lost: bool = False
     counts: str = ""
+    first: tuple[str, ...] = ()
 
     def to_json(self) -> bytes:
         """Return one line."""

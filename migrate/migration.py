@@ -12,6 +12,8 @@ from datetime import UTC, datetime
 
 from squashmount import atomic, jsonio, layout, process
 from squashmount.errors import ImageNotFoundError, StoreError, UsageError
+from squashmount.profile import Profile, placed
+from squashmount.squashfs.image import SquashImage
 
 from . import lease, mksquashfs, publish, source, squash
 from .capsule import Capsule, own_record
@@ -39,6 +41,7 @@ class Options:
     on_wait: Callable[[str], None] = lambda _text: None
     log: process.Log = process.quiet
     progress: Progress = field(default_factory=Progress)
+    profile: Profile | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +96,8 @@ def plan(store: Store, found: Source, options: Options) -> tuple[Action, ...]:
 
 
 def _plan(state: State, found: Source, options: Options) -> tuple[Action, ...]:
-    return plan_migration(state, found.image, found.diff_ids, options.format, replace=options.replace)
+    order = options.profile.order() if options.profile else ""
+    return plan_migration(state, found.image, found.diff_ids, options.format, replace=options.replace, order=order)
 
 
 def migrate(store: Store, found: Source, options: Options) -> tuple[Action, ...]:
@@ -185,7 +189,13 @@ def _publish(
         if new:
             one, staged, image_lease = new
             image_lease.check()
-            state = publish.add(store, state, one, staged, held, names=names)
+            if image.id in state.capsules:
+                state = publish.replace_squash(store, state, one, staged, held)
+                if os.path.exists(profile := os.path.join(staged, layout.PROFILE)):
+                    os.rename(profile, store.layout.profile(image.id))
+                state = publish.add_names(store, state, image.id, names, held)
+            else:
+                state = publish.add(store, state, one, staged, held, names=names)
         else:
             state = publish.add_names(store, state, image.id, names, held)
         _remove(store, state, actions, held)
@@ -198,7 +208,7 @@ def _stage(store: Store, found: Source, options: Options, action: Action, staged
     _copy_big_data(found, os.path.join(staged, "data"), store.modes())
     if isinstance(action, Share):
         other = store.state().capsules[action.other]
-        if _link(store.layout.squash(action.other), file):
+        if _link(store.layout.squash(action.other, other.file), file):
             return _write(staged, _capsule_like(found, other), store.modes()[1])
         action = Squash(action.image, options.format)
     job = _job(found, options, staged, file)
@@ -206,7 +216,20 @@ def _stage(store: Store, found: Source, options: Options, action: Action, staged
     os.chmod(file, store.modes()[1])
     with open(file, "rb") as squashed:
         os.fsync(squashed.fileno())
-    return _write(staged, _capsule(found, options, made), store.modes()[1])
+    one = _capsule(found, options, made)
+    if options.profile:
+        _keep_profile(options.profile, file, os.path.join(staged, layout.PROFILE), store.modes()[1])
+        one = dataclasses.replace(one, order=options.profile.order())
+        if isinstance(action, Squash) and action.again:
+            one = dataclasses.replace(one, file=f"image-{one.sha256[:16]}.squashfs")
+            os.rename(file, os.path.join(staged, one.file))
+    return _write(staged, one, store.modes()[1])
+
+
+def _keep_profile(profile: Profile, squash_file: str, path: str, mode: int) -> None:
+    """Write the profile with the places that its files have in the new squash file."""
+    with SquashImage.open(squash_file) as image:
+        atomic.replace_text(path, placed(profile, image).to_json(), mode=mode)
 
 
 def _job(found: Source, options: Options, staged: str, file: str) -> Job:
@@ -229,6 +252,7 @@ def _job(found: Source, options: Options, staged: str, file: str) -> Job:
         owners_seen=tuple(sorted(frozenset[int]().union(*(layer.owners_seen for layer in chain)))),
         owners_lost=found.store.ignores_chown_errors,
         runtime_dir=runtime,
+        first=tuple(map(os.fsdecode, options.profile.files())) if options.profile else (),
         counts=os.path.join(found.store.runroot, f"{found.store.driver}-layers"),
     )
 
@@ -269,9 +293,14 @@ def _capsule(found: Source, options: Options, made: squash.Squashed) -> Capsule:
 
 
 def _capsule_like(found: Source, other: Capsule) -> Capsule:
-    record = own_record(found.image.raw)
     return dataclasses.replace(
-        other, image=found.image.id, record=record, squashed=now(), made_by=made_by(), layers=found.layer_count
+        other,
+        image=found.image.id,
+        record=own_record(found.image.raw),
+        squashed=now(),
+        made_by=made_by(),
+        layers=found.layer_count,
+        file=layout.SQUASH,
     )
 
 

@@ -116,6 +116,7 @@ class Run:
     pseudo_file: str = ""
     pseudo_definitions: tuple[bytes, ...] = ()
     root_owner: tuple[int, int, int] | None = None
+    sort_file: str = ""
 
 
 UNWANTED_XATTRS = (
@@ -140,11 +141,24 @@ def command(binary: Mksquashfs, run: Run) -> list[str]:
     if run.root_owner:
         mode, uid, gid = run.root_owner
         words += ["-root-mode", f"{mode:o}", "-root-uid", str(uid), "-root-gid", str(gid)]
+    if run.sort_file:
+        words += ["-sort", run.sort_file]
     if run.pseudo_file:
         words += ["-pf", run.pseudo_file]
     for definition in run.pseudo_definitions:
         words += ["-p", os.fsdecode(definition)]
     return words
+
+
+def sort_list(paths: Iterable[bytes]) -> bytes:
+    """Return a sort file: the first path is written first, then the others, then everything that is not named.
+
+    Priorities are 16-bit numbers, those of files that are not named 0 (mksquashfs(1), -sort). What comes after the
+    first 32,767 shares the last one. A backslash takes the meaning from the next character (sort.c, read_sort_file:
+    white space ends a path, `#` begins a comment), a name with a newline cannot be written.
+    """
+    named = (path for path in paths if b"\n" not in path)
+    return b"".join(b"%s %d\n" % (escape(path), max(32767 - place, 1)) for place, path in enumerate(named))
 
 
 def modify(path: bytes, mode: int, uid: int, gid: int) -> bytes:

@@ -17,10 +17,13 @@ class Squash:
 
     image: ImageId
     format: Format
+    order: str = ""
+    again: bool = False
 
     def describe(self) -> str:
         """Return a line for people."""
-        return f"squash {self.image[:12]} with {self.format}, {self.format.block // 1024} KiB blocks"
+        how = f" {'again ' if self.again else ''}in the order of a profile" if self.order else ""
+        return f"squash {self.image[:12]}{how} with {self.format}, {self.format.block // 1024} KiB blocks"
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,12 +113,24 @@ def plan_prune(state: State) -> tuple[Action, ...]:
 
 
 def plan_migration(
-    state: State, image: Image, diff_ids: tuple[str, ...], wanted: Format, *, replace: bool = False
+    state: State,
+    image: Image,
+    diff_ids: tuple[str, ...],
+    wanted: Format,
+    *,
+    replace: bool = False,
+    order: str = "",
 ) -> tuple[Action, ...]:
-    """Return what `mig` has to do; nothing when the image and all its names are there."""
+    """Return what `mig` has to do; nothing when the image and all its names are there.
+
+    An image that is there is squashed again only for another `order` of its files.
+    """
     actions: list[Action] = []
-    if image.id not in state.capsules:
-        actions.append(_content(state, image, diff_ids, wanted))
+    present = state.capsules.get(image.id)
+    if present is None:
+        actions.append(Squash(image.id, wanted, order) if order else _content(state, image, diff_ids, wanted))
+    elif order and present.order != order:
+        actions.append(Squash(image.id, wanted, order, again=True))
     moved: set[ImageId] = set()
     for name in sorted(image.names):
         owner = state.names.get(name)

@@ -4,6 +4,7 @@ The run has a Podman store of its own in a temporary directory, with DIR as its 
 this user's Podman holds or is told, the image comes from its squash file, and no other container shares the server.
 """
 
+import argparse
 import json
 import os
 import shutil
@@ -57,6 +58,19 @@ def record(store: Store, wanted: Wanted) -> Profile:
             return profile.parse(_read(recorded), where="the recorded profile")
         finally:
             _remove(os.path.join(place, "graph"), environment)
+
+
+def wanted(store: Store, image: ImageId, arguments: argparse.Namespace) -> Profile | None:
+    """Return the profile that `mig` is to lay the files out by. StoreError or UsageError when there is none."""
+    path = arguments.profile_file or (store.layout.profile(image) if arguments.profile else "")
+    if not path:
+        return None
+    try:
+        with open(path, "rb") as file:
+            return profile.parse(file.read(profile.MAX_BYTES + 1), where=path)
+    except FileNotFoundError as err:
+        hint = "record it: migrate2scratch profile IMAGE DIR -- CMD"
+        raise UsageError(f"There is no profile of {image[:12]}.", details=str(err), hint=hint) from err
 
 
 def keep(store: Store, image: ImageId, one: Profile, options: Options) -> None:

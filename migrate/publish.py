@@ -69,6 +69,46 @@ def add_names(store: Store, state: State, image: ImageId, names: Iterable[str], 
     return after
 
 
+def replace_squash(store: Store, state: State, one: Capsule, staged: str, held: lease.Lease) -> State:
+    """Give an image that is there another squash file of the same content, in a finished staging directory.
+
+    The new file comes beside the old one, capsule.json decides in one rename which counts, and the link follows. The
+    old file waits in trash/ like that of a removed image. What an interruption leaves the next writer finishes.
+    """
+    capsule_dir = store.layout.capsule(one.image)
+    held.check()
+    atomic.replace_text(os.path.join(capsule_dir, _PENDING), _json({"names": []}))
+    store.step("before squash")
+    held.check()
+    os.rename(os.path.join(staged, one.file), store.layout.squash(one.image, one.file))
+    atomic.sync_directory(capsule_dir)
+    store.step("after squash")
+    held.check()
+    os.rename(os.path.join(staged, "capsule.json"), store.layout.capsule_json(one.image))
+    atomic.sync_directory(capsule_dir)
+    store.step("after capsule.json")
+    after = state.with_image(one)
+    refresh(store, after, held, changed=[one])
+    held.check()
+    _retire(store, one)
+    _delete(os.path.join(capsule_dir, _PENDING))
+    return after
+
+
+def _retire(store: Store, one: Capsule) -> None:
+    """Move the squash files of a capsule that do not count to trash/: containers may run from them."""
+    directory = store.layout.capsule(one.image)
+    for name in os.listdir(directory):
+        if layout.is_squash(name) and name != one.file:
+            kept = _in_trash(store, one.image)
+            os.mkdir(kept)
+            os.chmod(kept, store.modes()[0])
+            os.rename(os.path.join(directory, name), os.path.join(kept, name))
+            store.step("after retiring")
+    if not store.grace:
+        empty_trash(store, one.image)
+
+
 def set_profile(store: Store, image: ImageId, one: Profile, held: lease.Lease) -> None:
     """Put a profile beside the squash file of an image, in place of an older one. What is shown does not change.
 
@@ -311,7 +351,7 @@ def _show_kept(store: Store, path: str) -> None:
     """
     for one in _capsules_in([path]):
         _symlink(
-            os.path.relpath(os.path.join(path, "image.squashfs"), store.layout.links),
+            os.path.relpath(os.path.join(path, one.file), store.layout.links),
             store.layout.link_squash(layout.link_of(one.top)),
         )
 
@@ -337,6 +377,7 @@ def _finish_publication(store: Store, image: ImageId) -> None:
         atomic.replace_text(store.name_file(name), text, mode=store.modes()[1])
     for one in _capsules_in([store.layout.capsule(image)]):
         _show(store, one)  # half of it may be there, and refresh() sees only what is missing
+        _retire(store, one)
     os.unlink(path)
 
 
@@ -380,7 +421,7 @@ def _show_layers(store: Store, one: Capsule) -> None:
         _replace(store, os.path.join(paths.layer(layer.id), "link"), link)
         store.step("after layer directory")
         _symlink(os.path.join("..", layer.id, "diff"), paths.link(link))
-    squash = os.path.relpath(paths.squash(one.image), paths.links)
+    squash = os.path.relpath(paths.squash(one.image, one.file), paths.links)
     _symlink(squash, paths.link_squash(layout.link_of(one.top)))
 
 

@@ -101,7 +101,7 @@ class Store:
 
     def _trouble_with(self, one: Capsule) -> str:
         """Return what is wrong with the files of a capsule as far as sizes and the superblock tell."""
-        squash = self.layout.squash(one.image)
+        squash = self.layout.squash(one.image, one.file)
         try:
             size = os.stat(squash).st_size
             if size != one.size:

@@ -67,7 +67,7 @@ def _capsules(store: Store, *, full: bool) -> list[Finding]:
             found.append(Finding("capsule", trouble.splitlines()[0], "mig the image again"))
         elif trouble:
             found.append(Finding(f"image {one.image[:12]}", trouble, "mig the image again"))
-        elif full and _sha256(store.layout.squash(one.image)) != one.sha256:
+        elif full and _sha256(store.layout.squash(one.image, one.file)) != one.sha256:
             what = "the contents of the squash file have changed"
             found.append(Finding(f"image {one.image[:12]}", what, "rmi and mig the image again"))
         if one and (useless := _profile_trouble(store, one)):
@@ -120,7 +120,7 @@ def _derived(store: Store, state: State) -> list[Finding]:
 def _layers(store: Store, one: Capsule) -> list[Finding]:
     found = [finding for layer in one.chain for finding in _layer(store, one, layer.id)]
     squash = store.layout.link_squash(layout.link_of(one.top))
-    return found + _link(squash, store.layout.squash(one.image), where=f"image {one.image[:12]}")
+    return found + _link(squash, store.layout.squash(one.image, one.file), where=f"image {one.image[:12]}")
 
 
 def _layer(store: Store, one: Capsule, layer: LayerId) -> list[Finding]:

@@ -7,7 +7,8 @@ derived from the capsules and can be rebuilt from them::
       squashmount/
         version                          store format number
         capsules/<image id>/             immutable once published
-          image.squashfs                 the flattened image, container ids
+          image.squashfs                 the flattened image, container ids; image-<hash>.squashfs when it was laid out
+                                         anew: capsule.json says which one counts
           capsule.json                   digest, layer chain, sizes, checksum, how it was made
           profile.json                   what programs need first; may come later, and be replaced
           data/                          big data files exactly as Podman stored them (manifest, =<base64 name>)
@@ -80,13 +81,19 @@ def big_data_name(key: str) -> str:
     return "=" + base64.b64encode(key.encode()).decode()
 
 
+SQUASH = "image.squashfs"
 PROFILE = "profile.json"
+
+
+def is_squash(name: str) -> bool:
+    """Tell whether a file in a capsule is (or was, or will be) its squash file."""
+    return "/" not in name and name.startswith("image") and name.endswith(".squashfs")
 
 
 def profile_of(squash: str) -> str:
     """Return the profile that belongs to a squash file, which lies beside it; "" for a file in no store of ours."""
     directory, name = os.path.split(squash)
-    ours = name.startswith("image") and os.path.basename(os.path.dirname(directory)) in {"capsules", "trash"}
+    ours = is_squash(name) and os.path.basename(os.path.dirname(directory)) in {"capsules", "trash"}
     return os.path.join(directory, PROFILE) if ours else ""
 
 
@@ -116,9 +123,9 @@ class StoreLayout:
         """Return the directory of one image; it exists only complete."""
         return os.path.join(self.capsules, image)
 
-    def squash(self, image: ImageId) -> str:
-        """Return the squash file of one image."""
-        return os.path.join(self.capsules, image, "image.squashfs")
+    def squash(self, image: ImageId, name: str = SQUASH) -> str:
+        """Return the squash file of one image; its capsule knows the name."""
+        return os.path.join(self.capsules, image, name)
 
     def capsule_json(self, image: ImageId) -> str:
         """Return the description of one image."""

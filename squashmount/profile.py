@@ -7,6 +7,7 @@ checked when it is read, and at worst useless: nothing outside of the image is e
 
 import json
 import os
+from stat import S_IFREG
 
 from . import jsonio
 from .errors import StoreError
@@ -15,12 +16,17 @@ from .lean import TYPE_CHECKING, NamedTuple, fnv1a
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from .squashfs.image import SquashImage
+
 FORMAT = 1
 MAX_BYTES = 4 << 20
 """No profile is larger; one that would be ends earlier."""
 MAX_ENTRIES = 50_000
 MAX_NAME = 255  # NAME_MAX
 _MAX_PATH = 4096  # PATH_MAX
+_METADATA = 4 << 20
+_NEAR = 128 << 10
+"""Extents that are so near to each other are read as one: a request to a parallel file system costs more."""
 
 FILE, LIST, STAT, LINK, ABSENT = "f", "l", "s", "k", "n"
 """What is needed: contents of a file, a listing, a name with its attributes, a link's target, that a name is absent."""
@@ -54,6 +60,10 @@ class Profile(NamedTuple):
         """Return the paths of the files whose contents are needed, the first needed first, each once."""
         paths = (self.path(need) for need in self.needs if need.kind == FILE)
         return list(dict.fromkeys(paths))
+
+    def order(self) -> str:
+        """Return a name for the order of the files: a squash file laid out by it need not be laid out again."""
+        return fnv1a(b"\0".join(self.files()))
 
     def path(self, need: Need) -> bytes:
         """Return the path of what is needed."""
@@ -102,6 +112,22 @@ def parse(data: bytes, *, where: str) -> Profile:
 def squash_id(fd: int) -> str:
     """Return what tells a squash file from the other ones of its image: a hash of its superblock (96 bytes)."""
     return fnv1a(os.pread(fd, 96, 0))
+
+
+def placed(profile: Profile, image: "SquashImage") -> Profile:
+    """Return the profile with the extents of what is needed in this squash file: the metadata, and the files' blocks.
+
+    Raises OSError or DamagedError when it cannot be read; files that it does not have are left out.
+    """
+    block = image.superblock
+    found = [(block.inode_table, min(block.bytes_used, block.inode_table + _METADATA))]
+    for need in profile.needs:
+        inode = image.find(profile.path(need)) if need.kind == FILE else None
+        if inode is not None and inode.kind == S_IFREG:
+            for start, end in zip(need.ranges[::2], need.ranges[1::2], strict=True):
+                found += image.extents(inode, start, end - start)
+    extents = tuple((start, end - start) for start, end in merged(found, _NEAR)[:MAX_ENTRIES])
+    return profile._replace(squash=squash_id(image.fileno()), extents=extents)
 
 
 def merged(ranges: "Iterable[tuple[int, int]]", gap: int = 0) -> list[tuple[int, int]]:

@@ -22,7 +22,7 @@ from squashmount.profile import (
     Need,
     Profile,
     merged,
-    squash_id,
+    placed,
 )
 
 from .tree import ROOT, Tree
@@ -34,12 +34,9 @@ _READ_IN = struct.Struct("=QQI")
 _LISTED_FROM = 4
 _LISTED_SHARE = 16
 """A listing brings all names in a few requests: worth it from so many needed names on, if they are a sixteenth."""
-_METADATA = 4 << 20
 _MAX_RANGES = 4096
 _DEEPEST = 2048
 _LONGEST_PATH = 3800
-_NEAR = 128 << 10
-"""Extents that are so near to each other are read as one: a request to a parallel file system costs more."""
 
 
 class Request(Protocol):
@@ -106,11 +103,7 @@ class _Resolved:
             if len(needs) == MAX_ENTRIES or room < 0:
                 break
             needs.append(need)
-        image = self._tree.image
-        extents = [(start, end - start) for start, end in merged(self._extents(), _NEAR)]
-        return Profile(
-            tuple(self._directories), tuple(needs), squash_id(image.fileno()), tuple(extents[:MAX_ENTRIES]), recorded
-        )
+        return placed(Profile(tuple(self._directories), tuple(needs), recorded=recorded), self._tree.image)
 
     def _name_children(self, node: int, wanted: set[int]) -> None:
         for name in self._tree.readdir(node, 0):
@@ -196,13 +189,3 @@ class _Resolved:
         size = self._tree.attr(node).size
         pairs = merged((start, min(end, size)) for start, end in self._read.get(node, ()) if start < size)
         return tuple(number for pair in pairs[:_MAX_RANGES] for number in pair)
-
-    def _extents(self) -> Iterator[tuple[int, int]]:
-        """Yield (start, end) in the squash file of what is needed: the metadata, if it is not large, and the blocks."""
-        block = self._tree.image.superblock
-        yield block.inode_table, min(block.bytes_used, block.inode_table + _METADATA)
-        for (_, kind, _), node in self._needs.items():
-            if kind == FILE:
-                numbers = self._ranges(node)
-                for start, end in zip(numbers[::2], numbers[1::2], strict=True):
-                    yield from self._tree.extents(node, start, end - start)

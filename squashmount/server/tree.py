@@ -165,10 +165,6 @@ class Tree:
         """Return bytes of a regular file as buffers that share memory with the cache. EISDIR, EINVAL."""
         return self.image.parts(self._inode(node), offset, size)
 
-    def extents(self, node: int, offset: int, size: int) -> list[tuple[int, int]]:
-        """Return (start, end) in the squash file of what holds a part of a regular file. EINVAL."""
-        return self.image.extents(self._inode(node), offset, size)
-
     def readlink(self, node: int) -> bytes:
         """Return a link's target; EINVAL for other kinds."""
         return self.image.readlink(self._inode(node))

@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 from lab import Node, User, all_processes, run, wait_for
 
+from squashmount.profile import merged, parse, squash_id
+from squashmount.squashfs.image import SquashImage
+
 pytestmark = [pytest.mark.needs_root, pytest.mark.needs_fuse, pytest.mark.needs_podman]
 
 PROGRAM = ("python3", "-c", "import json, email.message, decimal; print(json.dumps(str(decimal.Decimal(1))))")
@@ -223,3 +226,68 @@ def test_a_profile_can_be_written_to_a_file_by_who_may_not_write_the_store(
     value = json.loads(file.read_text())
     assert "passwd" in [need[2] for need in value["needs"] if need[1] == "f"]
     wait_for(lambda: not node.servers(), "the recording server ended with its container")
+
+
+def test_mig_lays_the_files_out_in_the_order_of_the_profile_under_running_containers(
+    own_store: tuple[Node, Path], login: Node, debian: str
+) -> None:
+    node, path = own_store
+    directory = str(path.parents[3])
+    login.podman("pull", "--tls-verify=false", debian, timeout=300).ok()  # another test may have removed it
+    scattered = len(parse(path.read_bytes(), where="x").extents)
+    node.podman("run", "-d", "--name", "kept", debian, "sleep", "600").ok()
+    assert "in the order of a profile" in login.migrate("mig", "--profile", debian, directory, timeout=120).ok()
+    capsule = json.loads((path.parent / "capsule.json").read_text())
+    assert sorted(entry.name for entry in path.parent.iterdir()) == sorted(
+        ["capsule.json", "data", capsule["file"], "profile.json"]
+    )
+
+    one = parse(path.read_bytes(), where="x")
+    with SquashImage.open(str(path.parent / capsule["file"])) as image:
+        assert one.squash == squash_id(image.fileno())
+        placed = []
+        for file in one.files():
+            inode = image.find(file)
+            assert inode, file
+            placed.append(image.extents(inode, 0, inode.size))
+        hot = merged(extent for extents in placed for extent in extents)
+        assert len(hot) == 1, "one piece"
+        assert hot[0][0] < 128, "behind the superblock and the compressor's options"
+        alone = [extents[0] for extents in placed if len(extents) > 1]
+        assert alone == sorted(alone), "in the order of need"
+        assert hot[0][1] < image.superblock.inode_table // 2
+    # a large file of which only parts are needed makes a gap
+    assert len(one.extents) < scattered / 3
+
+    # the running container goes on with the old file, also where it never read before; the next one has the new file
+    assert node.podman("exec", "kept", "cat", "/etc/debian_version").ok().startswith("12")
+    assert node.podman("run", "--rm", debian, *PROGRAM).ok() == '"1"'
+    assert capsule["file"] in node.log()
+    assert "already" in login.migrate("mig", "--profile", debian, directory).ok()
+    assert login.migrate("verify", "--full", directory).code == 0
+    assert login.migrate("repair", directory).code == 0
+    node.podman("rm", "-f", "-t0", "kept").ok()
+
+
+def test_an_image_can_be_squashed_by_a_profile_from_the_beginning(
+    make_node: Callable[..., Node], alice: User, login: Node, debian: str, profiled: Path, lab: Path
+) -> None:
+    fresh = Path(tempfile.mkdtemp(dir=lab))
+    fresh.chmod(0o755)
+    os.chown(fresh, alice.uid, alice.gid)
+    login.podman("pull", "--tls-verify=false", debian, timeout=300).ok()
+    assert login.migrate("mig", "--profile", debian, str(fresh)).code == 2, "there is none yet"
+    hostile = fresh.parent / "hostile.json"
+    value = json.loads(profiled.read_text())
+    value["directories"] += ["etc", "proc/self", "dev"]
+    first = len(value["directories"]) - 3
+    value["needs"] += [[first, "f", "nothing", 0, 1], [first + 1, "f", "environ", 0, 1], [first + 2, "f", "null", 0, 1]]
+    hostile.write_text(json.dumps(value))
+    hostile.chmod(0o644)
+    login.migrate("mig", "--profile-file", str(hostile), debian, str(fresh), timeout=120).ok()
+    (kept,) = fresh.glob("squashmount/capsules/*/profile.json")
+    assert parse(kept.read_bytes(), where="x").extents
+    node = make_node(alice, stores=(fresh,))
+    node.podman("run", "-d", "--name", "kept", debian, "sleep", "600").ok()
+    assert replayed(node)["files"] == files_in(profiled)
+    node.podman("rm", "-f", "-t0", "kept").ok()

@@ -1,13 +1,16 @@
+import itertools
 import os
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+from squash_images import mksquash, noise
 from squashmount.migrate import mksquashfs, survey
 from squashmount.migrate.mksquashfs import Format, Mksquashfs, Run
 
 from squashmount.errors import ToolError, UsageError
+from squashmount.squashfs.image import SquashImage
 
 ODD_NAMES = [
     b"plain",
@@ -257,3 +260,32 @@ def test_no_xattrs_leaves_them_out(tmp_path: Path) -> None:
             inode = image.find(b"a")
             assert inode
             assert image.xattrs(inode) == expected
+
+
+def test_files_of_a_sort_list_come_first_in_its_order_whatever_their_names(tmp_path: Path) -> None:
+    names = [name for name in ODD_NAMES if b"\n" not in name and b"/" not in name]
+    names.reverse()
+    tree = tmp_path / "t"
+    (tree / "d e").mkdir(parents=True)
+    paths = [b"d e/" + name for name in names]
+    for number, path in enumerate([*paths, *(b"other%d" % other for other in range(40))]):
+        (tree / os.fsdecode(path)).write_bytes(noise(200_000 + number))
+    (tree / "d e/new\nline").write_bytes(noise(150_000))
+    (tmp_path / "order").write_bytes(mksquashfs.sort_list([b"d e/new\nline", *paths]))
+    squash = mksquash(tree, tmp_path / "i", "-sort", str(tmp_path / "order"), "-exit-on-error", "-no-fragments")
+    with SquashImage.open(squash) as image:
+        places = []
+        for path in paths:
+            inode = image.find(path)
+            assert inode, path
+            places += image.extents(inode, 0, inode.size)
+        assert places[0][0] == 96, "behind the superblock"
+        assert all(before[1] == after[0] for before, after in itertools.pairwise(places))
+
+
+def test_a_sort_list_of_any_length() -> None:
+    lines = mksquashfs.sort_list(b"f%d" % number for number in range(40_000)).splitlines()
+    priorities = [int(line.split()[1]) for line in lines]
+    assert priorities[:2] == [32767, 32766]
+    assert priorities == sorted(priorities, reverse=True)
+    assert priorities[-1] == 1

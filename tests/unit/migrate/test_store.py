@@ -1,16 +1,18 @@
 """The store under crashes: a child is killed at every named step of publishing and removing."""
 
+import dataclasses
 import errno
 import json
 import os
 import re
+import shutil
 import signal
 import stat
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from migrate_helpers import assert_valid, image_id, put, shown, squash_file
+from migrate_helpers import assert_valid, image_id, put, shown, squash_file, staged
 from squashmount.migrate import lease, publish, verify
 from squashmount.migrate.store import DAY, Store, open_store
 from squashmount.migrate.trouble import explained
@@ -571,6 +573,78 @@ def test_a_profile_is_replaced_checked_and_goes_with_its_image(root: str, squash
     remove(store, squash)
     assert not os.path.exists(store.layout.profile(A))
     assert sorted(os.listdir(store.in_trash()[0][1])) == ["capsule.json", "data", "image.squashfs", "profile.json"]
+
+
+def resquash(store: Store, squash: bytes) -> None:
+    """What `mig --profile` does with an image that is there: another file of the same content."""
+    with store.lock(doing="test", name=f"image-{A}") as mine:
+        one, directory = staged(store, "a", squash=squash + bytes(4096), token=mine.holder.token)
+        one = dataclasses.replace(one, file="image-0123.squashfs", order="0123")
+        os.rename(os.path.join(directory, "image.squashfs"), os.path.join(directory, one.file))
+        Path(directory, "capsule.json").write_text(one.to_json())
+        with store.lock(doing="test") as held:
+            publish.replace_squash(store, publish.begin(store, held), one, directory, held)
+        shutil.rmtree(directory)
+
+
+@pytest.mark.filterwarnings("ignore:This process")
+@pytest.mark.parametrize("grace", [0, DAY])
+def test_another_squash_file_for_an_image_under_kills(grace: float, tmp_path: Path, squash: bytes) -> None:
+    """At every instant there is a file to run from, and the next writer ends what was begun."""
+    (tmp_path / "count").mkdir()
+    steps = steps_of(resquash, str(tmp_path / "count"), squash)
+    assert {"before squash", "after squash", "after capsule.json", "after retiring"} <= set(steps)
+    files = set()
+    for number in range(1, len(steps) + 1):
+        root = str(tmp_path / f"DIR{number}")
+        os.mkdir(root)
+        store = open_store(root, create=True, grace=grace)
+        put(store, "a", ["x/moved:1", "x/a:1"], squash)
+        profile(store, squash)
+        killed_at(number, resquash, root, squash, grace=grace)
+        assert_valid(store)
+        assert shown(store) == BEFORE
+        put(store, "c", ["x/c:1"], squash)
+        assert_valid(store)
+        one = store.state().capsules[A]
+        files.add(one.file)
+        rest = {"capsule.json", "data", "profile.json"}
+        assert set(os.listdir(store.layout.capsule(A))) == rest | {one.file}, f"after {steps[number - 1]}"
+        assert os.path.realpath(squash_link(store, A)) == os.path.realpath(store.layout.squash(A, one.file))
+        assert verify.verify(store, full=True) == ()
+        assert os.listdir(store.layout.staging) == []
+        assert len(os.listdir(store.layout.trash)) <= (1 if grace else 0)
+    assert files == {"image.squashfs", "image-0123.squashfs"}
+
+
+def test_the_file_that_was_replaced_stays_for_its_containers(root: str, squash: bytes) -> None:
+    store = open_store(root, create=True)
+    put(store, "a", ["x/a:1"], squash)
+    before = os.stat(store.layout.squash(A)).st_ino
+    resquash(store, squash)
+    assert os.stat(squash_link(store, A)).st_size == len(squash) + 4096
+    ((image, kept),) = store.in_trash()
+    assert image == A
+    assert os.stat(os.path.join(kept, "image.squashfs")).st_ino == before
+    with store.lock(doing="test") as held:
+        publish.refresh(store, publish.begin(store, held), held)
+    assert os.path.realpath(squash_link(store, A)).startswith(store.layout.capsules), "not the one in the trash"
+    remove(store, squash)
+    assert os.stat(squash_link(store, A)).st_size == len(squash) + 4096, "a container can be started again"
+    with store.lock(doing="test") as held:
+        publish.empty_trash(store)
+        publish.refresh(store, publish.begin(store, held), held)
+    assert os.listdir(store.layout.trash) == os.listdir(store.layout.links) == []
+
+
+@pytest.mark.parametrize("file", ["../x.squashfs", "image/../../x.squashfs", "capsule.json", ""])
+def test_a_capsule_names_no_file_but_its_own(root: str, squash: bytes, file: str) -> None:
+    store = open_store(root, create=True)
+    put(store, "a", ["x/a:1"], squash)
+    value = json.loads(Path(store.layout.capsule_json(A)).read_text())
+    Path(store.layout.capsule_json(A)).write_text(json.dumps(value | {"file": file}))
+    assert store.state().capsules == {}
+    assert verify.verify(store)
 
 
 @pytest.mark.filterwarnings("ignore:This process")
