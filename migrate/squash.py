@@ -5,6 +5,7 @@ import os
 import select
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -44,16 +45,24 @@ def seconds_since_1970(created: str) -> int:
 def make(
     job: Job, podman: Podman, store: PodmanStore, progress: Progress, *, check: bool = True, log: process.Log
 ) -> Squashed:
-    """Squash the image to `job.output`. Raises ToolError, SpaceError or HostError; the caller removes the file."""
+    """Squash the image to `job.output`, written back to disk.
+
+    Raises ToolError, SpaceError, HostError or OSError; the caller removes the file.
+    """
     helper = (sys.executable, "-P", "-m", "squashmount.migrate.inside")
     argv = podman.argv("unshare", *helper) if store.rootless else helper
     report = _follow(argv, job, progress, log)
-    progress.step("checksum")
-    digest, size = _checksum(job.output)
-    if check:
-        progress.step("read back")
-        samples = map(readback.Sample.from_json, report.get("samples") or ())
-        readback.check(job.output, entries=jsonio.get_int(report, "entries"), samples=samples)
+    # the disk, SHA-256 and reading back keep different things busy; an error of fsync(2) is reported once, so here
+    with ThreadPoolExecutor(2) as beside:
+        durable = beside.submit(_sync, job.output)
+        summed = beside.submit(_checksum, job.output)
+        if check:
+            progress.step("read back")
+            samples = map(readback.Sample.from_json, report.get("samples") or ())
+            readback.check(job.output, entries=jsonio.get_int(report, "entries"), samples=samples)
+        progress.step("checksum")
+        digest, size = summed.result()
+        durable.result()
     return Squashed(
         path=job.output,
         size=size,
@@ -105,6 +114,11 @@ def _error(message: jsonio.JsonObject) -> SquashmountError:
     kind = getattr(errors, jsonio.get_str(message, "kind"), ToolError)
     error: SquashmountError = kind(brief, details=details, hint=jsonio.get_str(message, "hint", ""))
     return error
+
+
+def _sync(path: str) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
 
 
 def _checksum(path: str) -> tuple[str, int]:
