@@ -13,11 +13,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from bare import BareStack, BareWire
 from inputs import Spec
-from lab import CACHE, run
+from lab import CACHE, run, wait_for
 from selection import make_stacks
 from servers import cost_of, servers_of
-from stacks import BenchError, Place, Stack
+from stacks import BenchError, Place, Stack, drop_cache
 
 SIZES = (500, 50_000, 500_000)
 QUICK_SIZES = (500, 2000)
@@ -61,8 +62,7 @@ def measure_many(
             found["interpreter"].append(_seconds(lambda: run(str(python), "-c", "pass").ok()))
             for size, made in stacks.items():
                 for stack in made:
-                    if stack.name == "bare-wire":
-                        stack.rest()
+                    if isinstance(stack, BareWire):
                         found["mount"][str(size)].append(_mount_seconds(stack))
                         stack.rest()
         for number in range(min(rounds, 3)):
@@ -88,10 +88,11 @@ def _stacks_of(place: Place, names: list[str], size: int) -> list[Stack]:
     return made
 
 
-def _mount_seconds(stack: Stack) -> float:
-    stack.cold()
+def _mount_seconds(stack: BareStack) -> float:
     stack.rest()
-    return _seconds(stack.cold)
+    wait_for(lambda: not servers_of(stack.squash()), "the server before has ended")
+    drop_cache(stack.squash())
+    return _seconds(stack.mount)
 
 
 def _seconds(work: Callable[[], object]) -> float:
