@@ -45,6 +45,10 @@ def make_stacks(place: Place, names: list[str]) -> list[Stack]:
     return [kind(place) for name, kind in ALL.items() if name in names]
 
 
+PROFILED = {"true", "import"}
+"""What ours-profiled runs: what the profile was made for, and the price of a profile that is not needed."""
+
+
 def counts(workload: str, *, quick: bool, full: bool) -> tuple[int, ...]:
     """Return how many containers at once a workload is measured with."""
     if quick or workload == "first":
@@ -58,4 +62,6 @@ def runs(stack: Stack, workload: str, count: int, *, full: bool) -> bool:
     """Tell whether a stack takes part in a case."""
     if stack.bare:
         return workload in BARE and count == 1
+    if stack.name == OursProfiled.name and workload not in PROFILED:
+        return False
     return full or count < 32 or stack.name in CROWD

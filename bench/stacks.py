@@ -324,7 +324,7 @@ class OursWireFuse(OursWire):
 
 class OursProfiled(OursWire):
     name = "ours-profiled"
-    about = "ours-wire, the squash laid out by a profile of the import storm, prefetched at mount"
+    about = "ours-wire with a profile of the import storm: read ahead when the server starts"
 
     def prepare(self) -> None:
         """Record the profile, squash with it into a store of its own."""
@@ -333,7 +333,9 @@ class OursProfiled(OursWire):
         self.place.directory(self.store().name)
         self.place.migrate("mig", NAME, str(self.store())).ok()
         self.place.migrate("profile", NAME, str(self.store()), "--", *self.program("import")).ok()
-        self.place.migrate("mig", "--profile", NAME, str(self.store())).ok()
+        if "--profile" in self.place.migrate("mig", "--help").out:
+            self.place.migrate("mig", "--profile", NAME, str(self.store())).ok()
+            self.about += ", and laid out side by side (`mig --profile`)"
         super().prepare()
 
     def store(self) -> Path:

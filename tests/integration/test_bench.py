@@ -35,11 +35,10 @@ def test_a_quick_run_writes_json_markdown_and_a_plot(tmp_path: Path) -> None:
     assert "import cold x1" in printed
 
     assert results["failures"] == []
-    assert {"native", "ours-wire"} <= set(results["stacks"])
-    if "ours-profiled" not in results["stacks"]:
-        assert results["skipped"] == ["ours-profiled: migrate2scratch has no command `profile`"]
+    assert results["skipped"] == []
+    assert set(results["stacks"]) == {"native", "ours-wire", "ours-profiled"}
     for case in ("import cold x1", "import warm x1", "numeric cold x1"):
-        for stack in ("native", "ours-wire"):
+        for stack in set(results["stacks"]) - ({"ours-profiled"} if case.startswith("numeric") else set()):
             found = {kind: values[0] for kind, values in results["samples"][case][stack].items()}
             assert 0.0005 < found["inside"] < found["wall"] < 60, (case, stack, found)
             assert 0 < found["first"] < found["wall"]
