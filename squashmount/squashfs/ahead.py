@@ -10,7 +10,7 @@ from _queue import SimpleQueue  # what `queue` offers under this name; `queue` a
 from squashmount.lean import Callable, Iterable, Lock, Thread
 
 DEPTH = 8
-"""How many blocks of a sequence are asked for at most; refilled when half of them are used."""
+"""How many blocks of a sequence are asked for at most: as many as were used before, refilled when half are used."""
 
 Key = tuple[int, int]
 """(position, size word) of a stored block."""

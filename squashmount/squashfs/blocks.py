@@ -193,8 +193,7 @@ class Contents:
             return self._tail(inode, expected)
         chunk, within = self._chunk(inode, number // _CHUNK), number % _CHUNK
         word, start = chunk.words[within], chunk.starts[within]
-        if within and self._known((chunk.starts[within - 1], chunk.words[within - 1])):
-            self._fill([(chunk.starts[at], chunk.words[at]) for at in _following(within, len(chunk.words))])
+        self._continue(lambda at: (chunk.starts[at], chunk.words[at]), within, len(chunk.words))
         if not word & _SIZE_MASK:
             return self._zeros if expected == self._block_size else self._zeros[:expected]
         block = self.cache.get((start, word), lambda: self._load(start, word))
@@ -206,17 +205,13 @@ class Contents:
         start, word, _ = self._fragments[inode.fragment]
         if inode.fragment != self._newest_fragment:
             self._newest_fragment = inode.fragment
-            self._after_fragment(inode.fragment)
+            # mksquashfs packs the small files of a directory into one fragment after another
+            self._continue(self._fragment, inode.fragment, len(self._fragments))
         block = self.cache.get((start, word), lambda: self._load(start, word))
         tail = memoryview(block)[inode.offset : inode.offset + expected]
         if len(tail) != expected:
             raise self._source.damaged(f"fragment {inode.fragment} is too short for the file {inode.ref:#x}")
         return tail
-
-    def _after_fragment(self, number: int) -> None:
-        """As for the blocks of a file: mksquashfs packs the files of a directory into one fragment after another."""
-        if number and self._known(self._fragment(number - 1)):
-            self._fill([self._fragment(at) for at in _following(number, len(self._fragments))])
 
     def _fragment(self, number: int) -> Key:
         start, word, _ = self._fragments[number]
@@ -225,10 +220,14 @@ class Contents:
     def _known(self, key: Key) -> bool:
         return key in self.cache or key in self._ahead
 
-    def _fill(self, following: list[Key]) -> None:
-        """Ask for the next blocks of a sequence, several at a time."""
+    def _continue(self, key_of: Callable[[int], Key], number: int, count: int) -> None:
+        """Ask for as many blocks behind `number` as were used in sequence before it; several at a time."""
+        used = 0
+        while used < min(DEPTH, number) and self._known(key_of(number - used - 1)):
+            used += 1
+        following = [key_of(at) for at in range(number + 1, min(number + 1 + used, count))]
         missing = [key for key in following if 0 < key[1] & _SIZE_MASK <= self._block_size and not self._known(key)]
-        if 2 * len(missing) >= len(following):
+        if missing and 2 * len(missing) >= len(following):
             self._ahead.put(missing)
 
     def _fetch(self, keys: list[Key]) -> None:
@@ -289,10 +288,6 @@ class Contents:
         """Blocks in the inode's list: the last, short one is not among them when it is in a fragment."""
         full, rest = divmod(inode.size, self._block_size)
         return full + (rest > 0 and inode.fragment == NO_FRAGMENT)
-
-
-def _following(number: int, count: int) -> range:
-    return range(number + 1, min(number + 1 + DEPTH, count))
 
 
 def _neighbours(keys: Iterable[Key]) -> Iterator[list[Key]]:

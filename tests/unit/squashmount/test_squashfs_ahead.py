@@ -51,11 +51,11 @@ def find(image: SquashImage, path: bytes) -> Inode:
 def test_a_sequence_is_decoded_before_it_is_asked_for(squash: Path) -> None:
     with SquashImage.open(str(squash)) as image:
         big, expected = find(image, b"big"), content()
-        for number in range(2):
+        for number in range(6):
             image.read(big, number * BLOCK, BLOCK)
-        until(lambda: image.cache.ahead >= 8)
+        until(lambda: image.cache.ahead + image.cache.misses >= 8)
         misses = image.cache.misses
-        assert image.read(big, 2 * BLOCK, 4 * BLOCK) == expected[2 * BLOCK : 6 * BLOCK]
+        assert image.read(big, 6 * BLOCK, 2 * BLOCK) == expected[6 * BLOCK : 8 * BLOCK]
         assert image.cache.misses == misses
         assert image.read(big, 0, len(expected)) == expected
         assert image.cache.misses + image.cache.ahead == BLOCKS
@@ -90,12 +90,13 @@ def test_neighbours_are_read_by_one_request(squash: Path, monkeypatch: pytest.Mo
     with SquashImage.open(str(squash)) as image:
         big = find(image, b"big")
         monkeypatch.setattr(os, "pread", counted)
-        for number in range(2):
+        for number in range(8):
             image.read(big, number * BLOCK, BLOCK)
-        until(lambda: image.cache.ahead >= 8)
+            until(lambda: not image._contents._ahead._queued)
         ahead = [size for name, size in requests if name != threading.current_thread().name]
-        assert len(ahead) == 1
-        assert ahead[0] > 8 * BLOCK // 2
+        # one block is asked for when one was used, then two, …
+        assert len(ahead) < image.cache.ahead / 2
+        assert max(ahead) > 4 * BLOCK // 2
 
 
 def test_damage_ahead_is_found_by_who_reads_it(squash: Path, tmp_path: Path) -> None:
