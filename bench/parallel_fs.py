@@ -34,6 +34,13 @@ EXPIRED = 1.2
 """Seconds after which a node's names and attributes have expired (passthrough.LIFETIME, and a little more)."""
 
 
+class Profiled(OursWire):
+    """Ours with a profile of the import: another layout of the squash file, and read ahead."""
+
+    name = "ours-profiled"
+    about = "ours-wire, the squash file laid out by a profile of the import (`mig --profile`), read ahead by the server"
+
+
 class ByHand(PodmanStack):
     """squashfuse_ll started by a ten-line mount program, once for the node."""
 
@@ -91,8 +98,8 @@ class Hpc(PodmanHpcStack):
         self.squash_dir = self.place.store
 
 
-STACKS: dict[str, type[PodmanStack]] = {kind.name: kind for kind in (OursWire, ByHandKernel, ByHandFuse, Hpc)}
-SHORT = {OursWire: "ours", ByHandKernel: "by-hand", ByHandFuse: "by-hand-fuse", Hpc: "podman-hpc"}
+STACKS: dict[str, type[PodmanStack]] = {kind.name: kind for kind in (OursWire, Profiled, ByHandKernel, ByHandFuse, Hpc)}
+SHORT = {OursWire: "ours", Profiled: "profiled", ByHandKernel: "by-hand", ByHandFuse: "by-hand-fuse", Hpc: "podman-hpc"}
 """A node's name is part of its runroot, of which conmon takes 50 characters: longer, and podman waits 20 s in vain."""
 ALONE = {Hpc.name}
 """One node only: its Podman keeps its pause process below /run/user/UID, whatever it is told."""
@@ -110,7 +117,8 @@ class SimulatedNode:
         folder = place.lab / f"node-{own_name}"
         folder.mkdir(mode=0o755)
         shutil.copy(place.lab / "launch.py", folder)
-        self.mount = SharedMount(place.store, folder / "store")
+        source = _profiled_store(place) if kind is Profiled else place.store
+        self.mount = SharedMount(source, folder / "store")
         self.stack = kind(replace(place, lab=folder, store=self.mount.at, installed={}))
         self.stack.name = own_name
 
@@ -189,7 +197,7 @@ def main(argv: list[str]) -> int:
         "scale": [],
         "failures": [],
     }
-    with _place(spec, results) as place:
+    with _place(spec, options.stacks, results) as place:
         _measure(place, options, results)
     if not results["sweep"]:
         _say("nothing was measured")
@@ -226,33 +234,48 @@ def _numbers(kind: type) -> Any:
 
 
 @contextmanager
-def _place(spec: Spec, results: dict[str, Any]) -> Iterator[Place]:
-    """Make user, product, image and store; say what the import needs of the squash file."""
+def _place(spec: Spec, stacks: list[str], results: dict[str, Any]) -> Iterator[Place]:
+    """Make user, product, image and stores; say what the import needs of their squash files."""
     lab = Path(os.environ["LAB"])
     shutil.copy(Path(__file__).parent / "launch.py", lab)
     product = install_product(lab)
     user = make_user(lab, "bench", 2001)
-    store = lab / "store"
-    store.mkdir()
-    os.chown(store, user.uid, user.gid)
     login = Node(user, "login", product)
-    place = Place(lab, user, product, store, spec, login)
+    place = Place(lab, user, product, lab / "store", spec, login)
     try:
         _say("the image")
         load_image(spec, login, lab)
-        login.migrate("mig", NAME, str(store), timeout=600).ok()
-        squash = place.squash()
+        place.directory("store")
+        place.migrate("mig", NAME, str(place.store)).ok()
         _say("what the import needs")
-        needed = Needed(fd := os.open(squash, os.O_RDONLY))
-        needed.add(trace_import(squash, lab / "needed", product / "bin/squashmount", WORKLOAD, spec))
-        results["needed"] = needed.total() | {
-            "squash_bytes": squash.stat().st_size,
-            "fewest_requests": {f"{times:g}": needed.fewest_requests(times) for times in (1, 1.3, 2)},
-        }
-        os.close(fd)
+        results["needed"] = _needed(place, place.squash(), lab / "needed")
+        if Profiled.name in stacks:
+            _say("the profile")
+            _make_profiled_store(place)
+            squash = place.squash(_profiled_store(place))
+            results["needed_profiled"] = _needed(place, squash, lab / "needed-profiled")
         yield place
     finally:
         login.close()
+
+
+def _profiled_store(place: Place) -> Path:
+    return place.lab / "profiled"
+
+
+def _make_profiled_store(place: Place) -> None:
+    store = str(place.directory(_profiled_store(place).name))
+    place.migrate("mig", NAME, store).ok()
+    place.migrate("profile", NAME, store, "--", "python3", "-c", WORKLOAD, "import", "", place.spec.json()).ok()
+    place.migrate("mig", "--profile", NAME, store).ok()
+
+
+def _needed(place: Place, squash: Path, scratch: Path) -> dict[str, Any]:
+    with squash.open("rb") as file:
+        needed = Needed(file.fileno())
+        needed.add(trace_import(squash, scratch, place.product / "bin/squashmount", WORKLOAD, place.spec))
+        fewest = {f"{times:g}": needed.fewest_requests(times) for times in (1, 1.3, 2)}
+        return needed.total() | {"squash_bytes": squash.stat().st_size, "fewest_requests": fewest}
 
 
 def _measure(place: Place, options: argparse.Namespace, results: dict[str, Any]) -> None:
