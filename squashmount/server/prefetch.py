@@ -5,6 +5,9 @@ to read files ahead (posix_fadvise(2)). Why not FUSE_NOTIFY_STORE by a thread of
 waits for pages that are being read, uninterruptibly (fs/fuse/dev.c, filemap_grab_folio). When the worker is killed in
 that moment, the thread waits for an answer of its own process: it can never be reaped or replaced, and as it holds the
 connection open, nobody who reads there can ever be killed. A process without the connection waits for whoever serves.
+
+Its priority is the usual one: while a name is being looked up or a page read, everybody else who wants it waits until
+the process that began has finished, and on a busy node one of low priority would not. It gives way in between instead.
 """
 
 import os
@@ -15,7 +18,6 @@ from squashmount.runtime import Log
 from squashmount.squashfs.image import SquashImage
 
 _SECONDS = 60
-_NICE = 5
 
 
 class Hot(NamedTuple):
@@ -59,7 +61,6 @@ def _replay(hot: Hot, budget: int, report: str, log: Log) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         signal.alarm(_SECONDS)
-        os.nice(_NICE)
         from squashmount.profile import MAX_BYTES, parse  # noqa: PLC0415 - json: not while the first container waits
 
         from .replay import Replay  # noqa: PLC0415 - the same

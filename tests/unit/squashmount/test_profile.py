@@ -230,8 +230,8 @@ def test_a_replay_meets_every_need(mount: Path) -> None:
         Need(0, ABSENT, b"nothing"),
     )
     size = 300_000 - 4096 + 10_000
-    assert counts | {"milliseconds": 0} == {
-        "files": 2, "bytes": size, "listings": 1, "names": 4 + 2, "missing": 0, "milliseconds": 0,
+    assert counts | {"milliseconds": 0, "pauses": 0} == {
+        "files": 2, "bytes": size, "listings": 1, "names": 4 + 2, "missing": 0, "milliseconds": 0, "pauses": 0,
     }  # fmt: skip
 
 
@@ -272,3 +272,13 @@ def test_any_number_of_directories(mount: Path) -> None:
     )
     assert counts["files"] == 600
     assert len(os.listdir("/proc/self/fd")) - before <= 257
+
+
+def test_it_gives_way_while_the_processors_are_wanted_but_not_for_ever(
+    mount: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: -10)
+    counts = replayed(mount, (b"a",), Need(0, FILE, b"file", (0, 10_000)))
+    assert counts["files"] == 1
+    assert 200 <= counts["pauses"] <= 260
+    assert counts["milliseconds"] >= 400
