@@ -13,6 +13,7 @@ Keys (TOML, top level)::
     stage_mib = 65536         # larger squash files are not copied, MiB
     log_level = "info"        # error | info | debug
     prefetch_mib = 256        # at most so much of the files a recorded profile names is read ahead, MiB; 0 = nothing
+    profile = "off"           # off | auto: the first server of an image without a profile records one
     record = ""               # file a server of its own writes a profile to (set by `migrate2scratch profile`)
     runtime_dir = ""          # where servers keep their state, $UID is filled in; default: $XDG_RUNTIME_DIR/squashmount
     squash_dir = ""           # DIR of migrate2scratch
@@ -33,6 +34,7 @@ SITE_FILE = "/etc/squashmount.toml"
 _CHOICES = {
     "engine": ("auto", "wire", "squashfuse_ll"),
     "overlay": ("auto", "kernel", "fuse"),
+    "profile": ("off", "auto"),
     "log_level": ("error", "info", "debug"),
     "compressor": ("gzip", "lz4", "xz", "zstd"),
 }
@@ -49,6 +51,7 @@ class Config(NamedTuple):
     stage_mib: int = 65536
     log_level: str = "info"
     prefetch_mib: int = 256
+    profile: str = "off"
     record: str = ""
     runtime_dir: str = ""
     squash_dir: str = ""

@@ -105,12 +105,17 @@ def _list(path: str) -> list[str]:
 
 
 class Served(NamedTuple):
-    """What a server is asked to serve; `record` is the file it writes a profile to, "" for an ordinary server."""
+    """What a server is asked to serve.
+
+    `record` is the file it writes a profile to, "" for an ordinary server. `learn` are places for a profile that it
+    records by the way, the first that can be written.
+    """
 
     squash: str
     engine: str
     shift: Shift
     record: str = ""
+    learn: tuple[str, ...] = ()
 
 
 def server_key(served: Served) -> str:

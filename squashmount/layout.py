@@ -90,6 +90,28 @@ def is_squash(name: str) -> bool:
     return "/" not in name and name.startswith("image") and name.endswith(".squashfs")
 
 
+def learned_profiles(squash: str, environ: dict[str, str]) -> tuple[str, ...]:
+    """Return where a server keeps the profile it recorded unasked: with the image, or in the user's own cache.
+
+    The first place that can be written; () for a squash file in no store of ours, or one that is in the trash.
+    """
+    beside = profile_of(squash)
+    image = os.path.basename(os.path.dirname(beside))
+    if len(image) != 64:
+        return ()
+    cache = environ.get("XDG_CACHE_HOME") or (os.path.join(environ["HOME"], ".cache") if environ.get("HOME") else "")
+    own = (os.path.join(cache, "squashmount", "profiles", f"{image}.json"),) if os.path.isabs(cache) else ()
+    return (beside, *own)
+
+
+def staging_beside(profile: str) -> str:
+    """Return where a file that is to become a profile is written: where the next writer deletes it if we die."""
+    directory = os.path.dirname(profile)
+    if os.path.basename(profile) != PROFILE:
+        return directory
+    return os.path.join(os.path.dirname(os.path.dirname(directory)), "staging")
+
+
 def profile_of(squash: str) -> str:
     """Return the profile that belongs to a squash file, which lies beside it; "" for a file in no store of ours."""
     directory, name = os.path.split(squash)

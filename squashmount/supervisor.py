@@ -18,7 +18,7 @@ from .config import Config
 from .host import probe_host
 from .images import open_image
 from .keeper import Served, ServerDir, is_current, say_ready, sweep
-from .layout import profile_of
+from .layout import learned_profiles, profile_of
 from .lean import TYPE_CHECKING, NamedTuple, json_text, signal, suppress
 from .mountinfo import find_process, namespace_id, read_mounts
 from .runtime import Log
@@ -52,7 +52,10 @@ def supervise(place: ServerDir, served: Served, config: Config, log: Log, ready:
     namespace = namespace_id()
     # From here on a failure must not leave a mount that nobody serves
     try:
-        hot = _hot(place, served, config, image)
+        places = _profiles(served, config)
+        hot = _hot(place, config, image, places)
+        if places and not hot and config.profile == "auto" and not any(map(os.path.exists, places)):
+            served = served._replace(learn=places)
         leave_namespace()
         _settle_signals()
         if hot:
@@ -68,14 +71,26 @@ def supervise(place: ServerDir, served: Served, config: Config, log: Log, ready:
     log(f"served {served.squash} for namespace {namespace} to the end")
 
 
-def _hot(place: ServerDir, served: Served, config: Config, image: SquashImage) -> "Hot | None":
-    """Return what a recorded profile says about the image, if there is one, and a processor to spare."""
-    wanted = config.prefetch_mib and served.engine == "wire" and not served.record
-    if not wanted or len(os.sched_getaffinity(0)) < 2 or not os.path.exists(profile_of(served.squash)):
-        return None
-    from .server.prefetch import find  # noqa: PLC0415 - only where there is a profile
+def _profiles(served: Served, config: Config) -> tuple[str, ...]:
+    """Return where a profile of the image may be, the first of them that exists counts."""
+    if served.engine != "wire" or served.record:
+        return ()
+    if config.profile == "auto":
+        return learned_profiles(served.squash, dict(os.environ))
+    beside = profile_of(served.squash)
+    return (beside,) if beside else ()
 
-    return find(profile_of(served.squash), image, place.mountpoint)
+
+def _hot(place: ServerDir, config: Config, image: SquashImage, places: tuple[str, ...]) -> "Hot | None":
+    """Return what a recorded profile says about the image, if there is one, and a processor to spare."""
+    if not config.prefetch_mib or len(os.sched_getaffinity(0)) < 2:
+        return None
+    for path in places:
+        if os.path.exists(path):
+            from .server.prefetch import find  # noqa: PLC0415 - only where there is a profile
+
+            return find(path, image, place.mountpoint)
+    return None
 
 
 def _open_local(served: Served, config: Config, log: Log) -> "Local | None":

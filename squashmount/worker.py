@@ -3,7 +3,6 @@
 import os
 import time
 
-from .errors import DamagedError
 from .keeper import Served, ServerDir
 from .lean import TYPE_CHECKING, Thread, json_text, suppress
 from .runtime import Log
@@ -12,7 +11,7 @@ from .server.wire import Stats, serve
 from .squashfs.image import SquashImage
 
 if TYPE_CHECKING:
-    from .server.recording import Recorder
+    from .server.recording import Recording
     from .staging import Local
 
 STATS_SECONDS = 2.0
@@ -29,7 +28,7 @@ def work(  # noqa: PLR0917 - what a supervisor hands over, called once
         from .staging import stage  # noqa: PLC0415 - only where the site wants it
 
         stage(image, local, log)
-    recorder = _recorder(served)
+    recording = _recording(served, tree, log, resumed=resumed)
     serve(
         fuse,
         tree,
@@ -37,30 +36,28 @@ def work(  # noqa: PLR0917 - what a supervisor hands over, called once
         stats=stats,
         log=log.fail,
         resumed=resumed,
-        observe=recorder,
+        observe=recording.recorder if recording else None,
     )
-    if recorder:
-        _write_profile(recorder, tree, served.record, log)
+    if recording:
+        recording.finish()
 
 
-def _recorder(served: Served) -> "Recorder | None":
-    if not served.record:
+def _recording(served: Served, tree: Tree, log: Log, *, resumed: bool) -> "Recording | None":
+    """Record because somebody asked (until the end), or by the way (the first seconds of the first worker)."""
+    if not served.record and (resumed or not served.learn):
         return None
-    from .server.recording import Recorder  # noqa: PLC0415 - hardly ever needed
+    from .server.recording import LEARN_SECONDS, Recording  # noqa: PLC0415 - hardly ever needed
 
-    return Recorder()
+    if served.record:
+        return Recording(tree, (served.record,), log)
+    recording = Recording(tree, served.learn, log, seconds=LEARN_SECONDS)
 
+    def later() -> None:
+        time.sleep(LEARN_SECONDS)
+        recording.finish()
 
-def _write_profile(recorder: "Recorder", tree: Tree, path: str, log: Log) -> None:
-    from . import atomic  # noqa: PLC0415 - hardly ever needed
-
-    try:
-        profile = recorder.profile(tree, recorded=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
-        atomic.replace_text(path, profile.to_json())
-    except (OSError, DamagedError) as err:
-        log.fail(f"cannot write the profile {path}: {err}")
-    else:
-        log(f"recorded {len(profile.files())} files in {path}")
+    Thread(target=later, daemon=True).start()
+    return recording
 
 
 def _publish(stats: Stats, place: ServerDir) -> None:

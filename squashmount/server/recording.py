@@ -4,12 +4,17 @@ The kernel asks once and remembers, so each request of a server that was started
 What is kept while recording is the bare requests; the paths are worked out from the tree at the end.
 """
 
+import os
 import struct
 import time
 from collections import Counter
 from collections.abc import Iterator
 from typing import Protocol
 
+from squashmount import atomic
+from squashmount.errors import DamagedError
+from squashmount.layout import staging_beside
+from squashmount.lean import Lock, suppress
 from squashmount.profile import (
     ABSENT,
     FILE,
@@ -24,11 +29,16 @@ from squashmount.profile import (
     merged,
     placed,
 )
+from squashmount.runtime import Log
 
 from .tree import ROOT, Tree
 
 LOOKUP, READLINK, READ, READDIR, READDIRPLUS = 1, 5, 15, 28, 44
 
+LEARN_SECONDS = 30.0
+"""How long a server records that was not asked to: the start of most programs."""
+_LEARNED_FILES = 32
+"""`true` needs fewer, and says nothing about what the image is for."""
 _MAX_REQUESTS = 400_000
 _READ_IN = struct.Struct("=QQI")
 _LISTED_FROM = 4
@@ -72,6 +82,61 @@ class Recorder:
         """Stop, and return what was needed. OSError or DamagedError when the tree cannot be read."""
         self.ended = True
         return _Resolved(tree, self._requests).profile(recorded)
+
+
+class Recording:
+    """A recorder, and the file its profile becomes."""
+
+    def __init__(self, tree: Tree, places: tuple[str, ...], log: Log, *, seconds: float = 0.0) -> None:
+        """Record for the first of `places` that can be written.
+
+        With `seconds` it was not asked for: it replaces none, and one of a program that hardly reads is not kept.
+        """
+        self.recorder = Recorder(seconds)
+        self._tree = tree
+        self._places = places
+        self._log = log
+        self._asked = not seconds
+        self._once = Lock()
+
+    def finish(self) -> None:
+        """Write the profile; the second call does nothing."""
+        if not self._once.acquire(blocking=False):
+            return
+        try:
+            one = self.recorder.profile(self._tree, recorded=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
+        except (OSError, DamagedError) as err:
+            self._log.fail(f"cannot make a profile: {err}")
+            return
+        if self._asked or len(one.files()) >= _LEARNED_FILES:
+            self._write(one)
+
+    def _write(self, one: Profile) -> None:
+        for path in self._places:
+            try:
+                if self._asked:
+                    atomic.replace_text(path, one.to_json())
+                else:
+                    _create(path, one.to_json())
+            except OSError as err:
+                self._log(f"no profile in {path}: {err}")
+            else:
+                self._log(f"recorded {len(one.files())} files in {path}")
+                return
+
+
+def _create(path: str, text: str) -> None:
+    """Write a file unless it exists: a thousand nodes may start the same image at once."""
+    staging = staging_beside(path)
+    if staging == os.path.dirname(path):
+        os.makedirs(staging, mode=0o700, exist_ok=True)
+    temp = os.path.join(staging, f"learned-{os.urandom(8).hex()}")
+    atomic.replace_text(temp, text)
+    try:
+        with suppress(FileExistsError):
+            os.link(temp, path)
+    finally:
+        os.unlink(temp)
 
 
 class _Resolved:

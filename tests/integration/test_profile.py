@@ -291,3 +291,46 @@ def test_an_image_can_be_squashed_by_a_profile_from_the_beginning(
     node.podman("run", "-d", "--name", "kept", debian, "sleep", "600").ok()
     assert replayed(node)["files"] == files_in(profiled)
     node.podman("rm", "-f", "-t0", "kept").ok()
+
+
+def test_the_first_server_records_where_the_site_wants_it(own_store: tuple[Node, Path], debian: str) -> None:
+    node, profile = own_store
+    profile.unlink()
+    node.podman("run", "--rm", debian, *PROGRAM).ok()
+    wait_for(lambda: not node.servers(), "the server ends")
+    assert not profile.exists(), "off by default"
+    node.env["SQUASHMOUNT_PROFILE"] = "auto"
+    node.podman("run", "--rm", debian, "true").ok()
+    wait_for(lambda: not node.servers(), "the server ends")
+    assert not profile.exists(), "true needs nothing worth a profile"
+    node.podman("run", "--rm", debian, *PROGRAM).ok()
+    wait_for(profile.exists, "the server ends and writes the profile")
+    paths = parse(profile.read_bytes(), where="x").files()
+    assert any(b"/email/" in path for path in paths)
+    assert profile.stat().st_mode & 0o777 == 0o644
+    assert not list(profile.parents[2].glob("staging/*"))
+    wait_for(lambda: not node.servers(), "the server ends")
+    written = profile.stat().st_ino
+    node.podman("run", "-d", "--name", "kept", debian, "sleep", "600").ok()
+    assert replayed(node)["files"] == len(paths)
+    node.podman("rm", "-f", "-t0", "kept").ok()
+    wait_for(lambda: not node.servers(), "the server ends")
+    assert profile.stat().st_ino == written
+
+
+def test_what_was_recorded_for_who_may_not_write_the_store_is_his_own(
+    make_node: Callable[..., Node], bob: User, own_store: tuple[Node, Path], debian: str
+) -> None:
+    profile = own_store[1]
+    profile.unlink()
+    node = make_node(bob, stores=(profile.parents[3],))
+    node.env["SQUASHMOUNT_PROFILE"] = "auto"
+    node.podman("run", "--rm", debian, *PROGRAM).ok()
+    own = bob.home / f".cache/squashmount/profiles/{profile.parent.name}.json"
+    wait_for(own.exists, "the server ends and writes the profile")
+    assert not profile.exists()
+    wait_for(lambda: not node.servers(), "the server ends")
+    node.podman("run", "-d", "--name", "kept", debian, "sleep", "600").ok()
+    assert replayed(node)["files"] > 32
+    node.podman("rm", "-f", "-t0", "kept").ok()
+    own.unlink()
