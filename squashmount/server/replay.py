@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 _AHEAD = 24
 """Files that are being read at once: enough to keep a worker busy, too few to keep others waiting."""
 _STEP = 128 << 10  # posix_fadvise reads no more than the read-ahead size of the mount at once (mm/readahead.c)
+_LARGE = 1 << 20
 _OPEN_DIRECTORIES = 256
 _EVERY = 8
 """After so many needs it looks whether others want the processors."""
@@ -42,8 +43,7 @@ class Replay:
         """Meet the needs in their order. OSError when the mount is gone; what the image lacks is counted."""
         began = time.monotonic()
         if profile.squash == squash_id(self._hot.squash):
-            for position, size in profile.extents:
-                os.posix_fadvise(self._hot.squash, position, size, os.POSIX_FADV_WILLNEED)
+            self._read_extents(profile)
         for number, need in enumerate(profile.needs):
             if self._left <= 0:
                 break
@@ -69,6 +69,16 @@ class Replay:
             self._patience -= _PAUSE
             self.counts["pauses"] += 1
             time.sleep(_PAUSE)
+
+    def _read_extents(self, profile: Profile) -> None:
+        """Get the hot parts of the squash file into the page cache by few large requests."""
+        # For the worker, too, which reads by the same open file: whole blocks, in runs it chooses itself. The kernel's
+        # guesses would only add bytes.
+        os.posix_fadvise(self._hot.squash, 0, 0, os.POSIX_FADV_RANDOM)
+        # read(2), because posix_fadvise(WILLNEED) stops at the size of the read-ahead window (mm/readahead.c)
+        for position, size in profile.extents:
+            for at in range(position, position + size, _LARGE):
+                os.pread(self._hot.squash, min(_LARGE, position + size - at), at)
 
     def _meet(self, directory: int, need: Need) -> None:
         if need.kind == FILE:
