@@ -193,7 +193,6 @@ class Contents:
             return self._tail(inode, expected)
         chunk, within = self._chunk(inode, number // _CHUNK), number % _CHUNK
         word, start = chunk.words[within], chunk.starts[within]
-        self._continue(lambda at: (chunk.starts[at], chunk.words[at]), within, len(chunk.words))
         if not word & _SIZE_MASK:
             return self._zeros if expected == self._block_size else self._zeros[:expected]
         block = self.cache.get((start, word), lambda: self._load(start, word))
@@ -205,8 +204,7 @@ class Contents:
         start, word, _ = self._fragments[inode.fragment]
         if inode.fragment != self._newest_fragment:
             self._newest_fragment = inode.fragment
-            # mksquashfs packs the small files of a directory into one fragment after another
-            self._continue(self._fragment, inode.fragment, len(self._fragments))
+            self._decode_ahead(inode.fragment)
         block = self.cache.get((start, word), lambda: self._load(start, word))
         tail = memoryview(block)[inode.offset : inode.offset + expected]
         if len(tail) != expected:
@@ -220,15 +218,16 @@ class Contents:
     def _known(self, key: Key) -> bool:
         return key in self.cache or key in self._ahead
 
-    def _continue(self, key_of: Callable[[int], Key], number: int, count: int) -> None:
-        """Ask for as many blocks behind `number` as were used in sequence before it; several at a time."""
+    def _decode_ahead(self, number: int) -> None:
+        """Ask for as many fragments behind `number` as were used in sequence before it.
+
+        mksquashfs packs the small files of a directory into one fragment after another.
+        """
         used = 0
-        while used < min(DEPTH, number) and self._known(key_of(number - used - 1)):
+        while used < min(DEPTH, number) and self._known(self._fragment(number - used - 1)):
             used += 1
-        following = [key_of(at) for at in range(number + 1, min(number + 1 + used, count))]
-        missing = [key for key in following if 0 < key[1] & _SIZE_MASK <= self._block_size and not self._known(key)]
-        if missing and 2 * len(missing) >= len(following):
-            self._ahead.put(missing)
+        following = [self._fragment(at) for at in range(number + 1, min(number + 1 + used, len(self._fragments)))]
+        self._ahead.put(key for key in following if key[1] & _SIZE_MASK <= self._block_size and not self._known(key))
 
     def _fetch(self, keys: list[Key]) -> None:
         """Decode blocks into the cache, neighbours read by one request."""
