@@ -76,9 +76,13 @@ class Replay:
         # guesses would only add bytes.
         os.posix_fadvise(self._hot.squash, 0, 0, os.POSIX_FADV_RANDOM)
         # read(2), because posix_fadvise(WILLNEED) stops at the size of the read-ahead window (mm/readahead.c)
+        left = min(self._left, os.fstat(self._hot.squash).st_size)  # whatever a damaged profile claims
         for position, size in profile.extents:
-            for at in range(position, position + size, _LARGE):
-                os.pread(self._hot.squash, min(_LARGE, position + size - at), at)
+            for at in range(position, position + min(size, left), _LARGE):
+                found = len(os.pread(self._hot.squash, min(_LARGE, position + size - at), at))
+                left -= found
+                if not found:
+                    break
 
     def _meet(self, directory: int, need: Need) -> None:
         if need.kind == FILE:
