@@ -1,0 +1,110 @@
+"""The command `squashmount-hooks`. `apply` (the hook) is not here but in `hook`: it starts with every container."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any
+
+from squashmount.errors import EXIT_FINDINGS, EXIT_INTERRUPTED, SquashmountError, UsageError, report
+
+from . import module_keys, policy
+from .module import load_table
+
+PROGRAM = "squashmount-hooks"
+
+_EPILOG = """\
+exit codes:
+  0    done; check: nothing is wrong; plan: the container would start
+  1    any other failure, or the reader of the output went away
+  2    wrong use of the command line, or a module or policy file that says something impossible
+  3    image or container not found
+  4    a name means several images or containers
+  5    the store is missing or damaged
+  6    a file cannot be written
+  9    this machine cannot do it
+  11   check found something wrong; plan, test: the container would not start
+  130  interrupted
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    args = parser().parse_args(argv)
+    try:
+        code: int = args.command(args)
+        sys.stdout.flush()
+        return code
+    except SquashmountError as err:
+        return report(err, program=PROGRAM)
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # `| head` has seen enough; the interpreter must not complain at its end (signal, "Note on SIGPIPE")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser; `command` is the function of the chosen command."""
+    top = argparse.ArgumentParser(
+        prog=PROGRAM,
+        description="Put the host's MPI, GPU driver and fabric into containers of stock Podman, by OCI hooks.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="version", version=f"{PROGRAM} {version('squashmount')}")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+    for add in COMMANDS:
+        add(commands)
+    return top
+
+
+def add_command(commands: Any, name: str, text: str, run: Callable[[argparse.Namespace], int]) -> Any:
+    """Add one command; returns its parser for the options."""
+    made = commands.add_parser(
+        name,
+        help=text,
+        description=text[0].upper() + text[1:] + ".",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.set_defaults(command=run)
+    return made
+
+
+def say(text: str) -> None:
+    """Print a line."""
+    sys.stdout.write(text + "\n")
+
+
+def _add_check(commands: Any) -> None:
+    made = add_command(commands, "check", "say what is wrong with module files, or with the site's policy file", _check)
+    made.add_argument("files", nargs="*", metavar="FILE", help="modules; a file named hooks.toml is a policy")
+    made.add_argument("--schema", action="store_true", help="print the JSON schema of a module file")
+
+
+def _check(args: argparse.Namespace) -> int:
+    if args.schema:
+        sys.stdout.write(module_keys.schema_text())
+        return 0
+    if not args.files:
+        raise UsageError("No file is named.", hint="squashmount-hooks check /etc/squashmount/modules.d/*.toml")
+    wrong = 0
+    for path in args.files:
+        is_policy = os.path.basename(path) == os.path.basename(policy.POLICY_FILE)
+        try:
+            table = policy.load_table(path) if is_policy else load_table(path)
+        except UsageError as err:
+            wrong += 1
+            sys.stderr.write(f"{err}\n")
+            continue
+        what = "policy" if is_policy else f"module {table['name']}"
+        doubt = policy.Trust(policy.Policy()).doubt(path)
+        say(f"{path}: {what}: fine" + (f", but the hook would not trust it: {doubt}" if doubt else ""))
+    return EXIT_FINDINGS if wrong else 0
+
+
+COMMANDS: list[Callable[[Any], None]] = [_add_check]
+"""What adds each command to the parser."""

@@ -1,0 +1,44 @@
+"""The planners a module can name (`planner = "..."`): code for what rules cannot say.
+
+A planner is `function(question: Question) -> Contribution`. Here stands where each is found; it is imported when
+a container needs it.
+"""
+
+from squashmount.lean import TYPE_CHECKING, Callable, NamedTuple
+
+from .module import Module
+from .plan import Contribution
+from .policy import Policy
+
+if TYPE_CHECKING:
+    from .tree import Tree
+
+
+class Question(NamedTuple):
+    """What a planner is asked. `image_env` is the container's environment, `environ` the host job's."""
+
+    module: Module
+    image: "Tree"
+    host: "Tree"
+    policy: Policy
+    annotations: dict[str, str]
+    environ: dict[str, str]
+    image_env: dict[str, str]
+
+
+Planner = Callable[[Question], Contribution]
+
+PLANNERS: dict[str, str] = {}
+"""Name of the planner -> "module:function" in this folder, for example "mpich": "mpi:plan_mpich"."""
+
+
+def planner(name: str) -> Planner | None:
+    """Return the planner of that name, imported now; None for an unknown name."""
+    place = PLANNERS.get(name)
+    if place is None:
+        return None
+    from importlib import import_module  # noqa: PLC0415 - only where a planner is needed
+
+    module, _, function = place.partition(":")
+    found: Planner = getattr(import_module(f".{module}", __package__), function)
+    return found
