@@ -106,5 +106,26 @@ def _check(args: argparse.Namespace) -> int:
     return EXIT_FINDINGS if wrong else 0
 
 
-COMMANDS: list[Callable[[Any], None]] = [_add_check]
+def _add_import(commands: Any) -> None:
+    made = add_command(commands, "import", "translate modules of podman-hpc, Sarus, Shifter, EDF or enroot", _import)
+    made.add_argument(
+        "--from", dest="kind", required=True, metavar="KIND", help="podman-hpc, sarus, shifter, edf, enroot"
+    )
+    made.add_argument("files", nargs="+", metavar="FILE", help="or a directory: all below it that this peer reads")
+    made.add_argument("-o", dest="directory", metavar="DIR", help="write DIR/NAME.toml; default: print them")
+    made.add_argument("--force", action="store_true", help="replace modules that are in DIR already")
+    made.add_argument("--json", action="store_true", help="one JSON object instead of text")
+
+
+def _import(args: argparse.Namespace) -> int:
+    from .import_command import as_json, as_text, write  # noqa: PLC0415 - only for this command
+    from .importers import translate  # noqa: PLC0415 - the same
+
+    result = translate(args.kind, args.files)
+    written = write(result, args.directory, force=args.force) if args.directory else {}
+    say(as_json(result, written) if args.json else as_text(result, written))
+    return 0
+
+
+COMMANDS: list[Callable[[Any], None]] = [_add_check, _add_import]
 """What adds each command to the parser."""

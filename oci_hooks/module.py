@@ -65,7 +65,10 @@ class HookRule(NamedTuple):
 
 
 class EnvRules(NamedTuple):
-    """Edits of the container's environment; `passed` are names copied from the host job (`pass` in TOML)."""
+    """Edits of the container's environment.
+
+    `passed` (`pass` in TOML) are names copied from the host job, `NAME*` for all that begin so, as in `podman run -e`.
+    """
 
     set: Map = _NOTHING
     prepend: Map = _NOTHING

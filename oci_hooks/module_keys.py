@@ -82,7 +82,9 @@ KEYS: Mapping[str, Key] = {
             "prepend": Key("map", "put before a list with colons, as PATH"),
             "append": Key("map", "put behind a list with colons"),
             "unset": _VARIABLES,
-            "pass": Key("strings", "names copied from the host job", pattern=_VARIABLE),
+            "pass": Key(
+                "strings", "names copied from the host job; NAME* for all that begin so", pattern=rf"{_VARIABLE}\*?"
+            ),
         },
     ),
     "libraries": Key(

@@ -18,7 +18,7 @@ needed_to_test="squashfuse_ll:squashfuse:squashfuse debootstrap:debootstrap:debo
   pgrep:procps:procps-ng"
 # podman-hpc's mount program waits with inotifywait
 needed_to_bench="sqfstar:squashfs-tools:squashfs-tools inotifywait:inotify-tools:inotify-tools losetup:mount:util-linux"
-test_extras='[test,lzo,pyfuse3,bench]'
+test_extras='[test,lzo,pyfuse3,bench,import]'
 
 say() { printf '%s\n' "$*" >&2; }
 

@@ -1,0 +1,243 @@
+"""What every importer makes: modules as TOML text, and the list of what has no translation."""
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import tomlkit
+
+from squashmount.errors import UsageError
+
+VARIABLE = re.compile(r"\$(?:\{([A-Za-z_]\w*)\}|([A-Za-z_]\w*))")
+_MODULE_NAME = re.compile(r"[^a-z0-9._-]+")
+_NO_DEVICES = ("/dev/shm", "/dev/mqueue", "/dev/hugepages", "/dev/log", "/dev/pts")  # noqa: S108 - names of mounts
+# what belongs to the system cannot be written by the user who starts the container
+_SYSTEM = re.compile(r"/(usr|opt|etc|lib|lib32|lib64|bin|sbin|cvmfs)(/|$)")
+LITERAL = "podman-hpc, Sarus and Shifter take $ as it stands, a module would put the variable in"
+READ_ONLY = ("ro", "nosuid", "nodev")
+WRITABLE = ("rw", "nosuid", "nodev")
+
+
+@dataclass(frozen=True)
+class Untranslated:
+    """One thing of a peer's file that no module can say."""
+
+    file: str
+    line: int
+    what: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {self.what}: {self.why}"
+
+
+@dataclass(frozen=True)
+class Translated:
+    """The modules (name to TOML text) and what was left out, in the order of the files."""
+
+    modules: dict[str, str]
+    untranslated: tuple[Untranslated, ...]
+
+
+@dataclass
+class Draft:
+    """One module in the making. Fields and their defaults are those of the module format."""
+
+    name: str
+    origin: str
+    help: str = ""
+    planner: str = ""
+    notes: list[str] = field(default_factory=list)
+    conflicts: list[str] = field(default_factory=list)
+    requires: list[str] = field(default_factory=list)
+    always: bool = False
+    annotations: list[str] = field(default_factory=list)
+    mounts: list[dict[str, Any]] = field(default_factory=list)
+    copies: list[dict[str, Any]] = field(default_factory=list)
+    devices: list[dict[str, Any]] = field(default_factory=list)
+    libraries: list[dict[str, Any]] = field(default_factory=list)
+    hooks: list[dict[str, Any]] = field(default_factory=list)
+    env_set: dict[str, str] = field(default_factory=dict)
+    env_prepend: dict[str, str] = field(default_factory=dict)
+    env_append: dict[str, str] = field(default_factory=dict)
+    env_unset: list[str] = field(default_factory=list)
+    env_pass: list[str] = field(default_factory=list)
+    ldconfig: bool = False
+    allow_env: list[str] = field(default_factory=list)
+
+    def mount(
+        self,
+        source: str,
+        target: str = "",
+        *,
+        options: Sequence[str] = (),
+        optional: bool = False,
+        create: str = "auto",
+    ) -> None:
+        """Add a mount, or the device when that is what `source` names. Without options a system path is read-only."""
+        if source.startswith("/dev/") and not source.startswith(_NO_DEVICES) and _same_place(source, target):
+            self.device(source)
+            return
+        self.allow(source, target)
+        entry: dict[str, Any] = {"source": source}
+        if target and target != source:
+            entry["target"] = target
+        default = READ_ONLY if _SYSTEM.match(source) else WRITABLE
+        # no peer wants set-user-id programs or device nodes through a mount
+        chosen = [*options, *(each for each in default[1:] if each not in options)] if options else list(default)
+        if chosen != list(READ_ONLY):
+            entry["options"] = chosen
+        if optional:
+            entry["optional"] = True
+        if create != "auto":
+            entry["create"] = create
+        if entry not in self.mounts:
+            self.mounts.append(entry)
+
+    def device(self, path: str, *, permissions: str = "rw") -> None:
+        """Add a device node (a pattern is allowed). It is optional: a missing device never stops a job."""
+        entry: dict[str, Any] = {"path": path}
+        if permissions != "rw":
+            entry["permissions"] = permissions
+        if entry not in self.devices:
+            self.devices.append(entry)
+
+    def allow(self, *texts: str) -> None:
+        """Allow the variables of the host job that these texts name."""
+        for match in VARIABLE.finditer(" ".join(texts)):
+            name = match.group(1) or match.group(2)
+            if name not in self.allow_env:
+                self.allow_env.append(name)
+
+    def literal(self, action: str, name: str, value: str) -> bool:
+        """Note set, prepend or append of a value that its peer takes as it is; False when a module would expand it."""
+        if VARIABLE.search(value):
+            return False
+        {"set": self.env_set, "prepend": self.env_prepend, "append": self.env_append}[action][name] = value
+        return True
+
+    def expanded(self, name: str, value: str) -> None:
+        """Note the value a peer gives to a variable after putting in the variables of the host job."""
+        if value in {f"${{{name}}}", f"${name}"}:
+            self.env_pass.append(name)
+        else:
+            self.env_set[name] = value
+            self.allow(value)
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing was found that a module could do."""
+        lists = (self.mounts, self.copies, self.devices, self.libraries, self.hooks, self.env_unset, self.env_pass)
+        tables = (self.env_set, self.env_prepend, self.env_append)
+        return not (any(lists) or any(tables) or self.planner or self.requires or self.ldconfig)
+
+    def text(self) -> str:
+        """Return the module as TOML."""
+        head = "".join(f"# {line}\n" for line in (self.origin, *self.notes))
+        when = {"always": self.always or None, "annotation": self.annotations}
+        env = {
+            "unset": self.env_unset,
+            "pass": self.env_pass,
+            "set": self.env_set,
+            "prepend": self.env_prepend,
+            "append": self.env_append,
+        }
+        whole = {
+            "name": self.name,
+            "help": self.help or self.origin,
+            "planner": self.planner,
+            "conflicts": self.conflicts,
+            "requires": self.requires,
+            "ldconfig": self.ldconfig or None,
+            "allow_env": self.allow_env,
+            "when": _given(when),
+            "env": _given(env),
+            "mounts": self.mounts,
+            "copies": self.copies,
+            "devices": self.devices,
+            "libraries": self.libraries,
+            "hooks": self.hooks,
+        }
+        return head + tomlkit.dumps(_given(whole))
+
+
+def _given(table: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in table.items() if value}
+
+
+def _same_place(source: str, target: str) -> bool:
+    return target in {"", source} or (target.endswith("/") and os.path.dirname(source) == target.rstrip("/"))
+
+
+class Log:
+    """Collects what one file could not say, with its line."""
+
+    def __init__(self, file: str) -> None:
+        """Name the file as the user did."""
+        self.file = file
+        self.entries: list[Untranslated] = []
+
+    def add(self, line: int, what: str, why: str) -> None:
+        """Note one thing and why it has no translation."""
+        self.entries.append(Untranslated(self.file, line, what, why))
+
+
+class Lines:
+    """Finds the line of a value in a text whose parser gives no positions (JSON, TOML)."""
+
+    def __init__(self, text: str) -> None:
+        """Keep the text."""
+        self._text = text
+
+    def of(self, *needles: str) -> int:
+        """Return the line (from 1) of the last of `needles` that follow one another; 1 when there is none."""
+        at = -1
+        for needle in needles:
+            found = self._text.find(needle, at + 1)
+            if found < 0:
+                break
+            at = found
+        return self._text.count("\n", 0, at + 1) + 1
+
+
+def read(path: str) -> str:
+    """Return the text of a file; UsageError when it cannot be read or is no text."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read()
+    except OSError as err:
+        raise UsageError(f"{path} cannot be read.", details=err.strerror or "") from err
+    except UnicodeDecodeError as err:
+        raise UsageError(f"{path} is not a text file.", details=str(err)) from err
+
+
+def collect(drafts: Iterable[Draft], logs: Iterable[Log]) -> Translated:
+    """Return the result; UsageError when two files make a module of one name."""
+    modules: dict[str, str] = {}
+    for draft in drafts:
+        if draft.name in modules:
+            raise UsageError(
+                f"Two of the files make a module {draft.name}.",
+                hint="rename one, or import them into two directories",
+            )
+        modules[draft.name] = draft.text()
+    return Translated(modules, tuple(entry for log in logs for entry in log.entries))
+
+
+def module_name(text: str) -> str:
+    """Return a name a module may have: small letters, digits, `.`, `_`, `-`."""
+    return _MODULE_NAME.sub("-", text.lower()).strip("-._") or "module"
+
+
+def stem(path: str) -> str:
+    """Return the file's name without folder and last extension."""
+    return os.path.splitext(os.path.basename(path))[0]
+
+
+def pairs(words: Iterable[str]) -> Iterator[tuple[str, str, bool]]:
+    """Split each `NAME=value`; the third part tells whether there was a `=`."""
+    for word in words:
+        name, equals, value = word.partition("=")
+        yield name, value, bool(equals)

@@ -1,0 +1,217 @@
+"""Sarus: `hooks.d/*.json` (OCI hook files, oci-hooks(5)) and `sarus.json`.
+
+What the programs of Sarus' own hooks do is said by a module (mounts, devices, libraries, environment). A hook with
+another program is chained as it is: `[[hooks]]`.
+"""
+
+import json
+import os
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from squashmount.errors import UsageError
+
+from .draft import LITERAL, Draft, Lines, Log, Translated, collect, module_name, read, stem
+
+_STAGES = ("prestart", "createRuntime", "createContainer", "poststart", "poststop")
+_PROVIDERS = "<FI_PROVIDER_PATH>"
+_PLAIN = re.compile(r"\^?((?:[\w/:@ -]|\\?\.)+)\$?")
+_NO_MODULE = {
+    "ssh_hook": "its keys and its server belong to Sarus",
+    "slurm_global_sync_hook": "it waits for the tasks of Sarus",
+    "glibc_hook": "it reads Sarus' own state; libraries are chosen by looking at the image, not from a list",
+    "timestamp_hook": "it writes into Sarus' log; the log of this project has the times",
+}
+# key of sarus.json: where the same is said now
+_ELSEWHERE = {
+    "userMounts": "who may mount where is the site policy: forbidden destinations in hooks.toml",
+    "defaultMPIType": "name one MPI module in the annotation squashmount.mpi, or give the module `always = true`",
+    "enablePMIxv3Support": "the module openmpi-pmix",
+    "seccompProfile": "seccomp_profile in containers.conf",
+    "apparmorProfile": "apparmor_profile in containers.conf",
+    "selinuxLabel": "--security-opt label=... of podman run",
+    "selinuxMountLabel": "--security-opt label=... of podman run",
+    "containersPolicy": "/etc/containers/policy.json",
+    "containersRegistries.dPath": "/etc/containers/registries.d",
+    "localRepositoryBaseDir": "graphroot in storage.conf",
+    "centralizedRepositoryDir": "a store in additionalimagestores of storage.conf",
+    "runcPath": "runtime in containers.conf",
+    "initPath": "init_path in containers.conf",
+    "hooksDir": "the directory of hook files: import those files",
+    "securityChecks": "hooks and modules are always checked for who can write them",
+    "mksquashfsOptions": "options of migrate2scratch",
+}
+_SARUS_OWN = (
+    "OCIBundleDir",
+    "rootfsFolder",
+    "prefixDir",
+    "tempDir",
+    "skopeoPath",
+    "umociPath",
+    "mksquashfsPath",
+    "ramFilesystemType",
+)
+
+
+def translate(files: Sequence[str]) -> Translated:
+    """Translate hook files and sarus.json, told apart by what is in them. UsageError: neither of both."""
+    logs = [Log(path) for path in files]
+    drafts = [_file(log) for log in logs]
+    return collect([draft for draft in drafts if draft and not draft.empty], logs)
+
+
+def _file(log: Log) -> Draft | None:
+    text = read(log.file)
+    try:
+        given = json.loads(text)
+    except ValueError as err:
+        raise UsageError(f"{log.file} is not JSON.", details=str(err)) from err
+    lines = Lines(text)
+    if isinstance(given, dict) and isinstance(given.get("hook"), dict):
+        return _hook(given, lines, log)
+    if isinstance(given, dict) and ({"siteMounts", "siteDevices", "environment", "prefixDir"} & set(given)):
+        return _site(given, lines, log)
+    raise UsageError(f"{log.file} is neither a hook file nor a sarus.json.", details='a hook file has a "hook"')
+
+
+def _hook(given: dict[str, Any], lines: Lines, log: Log) -> Draft | None:
+    hook = given["hook"]
+    path = str(hook.get("path", ""))
+    program = os.path.basename(path)
+    if program in _NO_MODULE:
+        log.add(lines.of('"path"', path), program, _NO_MODULE[program])
+        return None
+    draft = Draft(module_name(stem(log.file)), f"from Sarus' hook file {os.path.basename(log.file)} ({program})")
+    _when(given.get("when", {}), lines, draft, log)
+    environ = dict(text.partition("=")[::2] for text in hook.get("env", []))
+    known: dict[str, Callable[[], None]] = {
+        "mount_hook": lambda: _mount_hook(hook.get("args", [])[1:], environ, lines, draft, log),
+        "mpi_hook": lambda: _mpi_hook(environ, lines, draft, log),
+        "amdgpu_hook": lambda: setattr(draft, "planner", "amd"),
+    }
+    known.get(program, lambda: _chain(given, environ, lines, draft, log))()
+    return draft
+
+
+def _chain(given: dict[str, Any], environ: dict[str, str], lines: Lines, draft: Draft, log: Log) -> None:
+    hook = given["hook"]
+    for stage in given.get("stages", []):
+        if stage not in _STAGES:
+            log.add(lines.of('"stages"', stage), f"stage {stage}", "a path of the host does not exist in the container")
+            continue
+        entry = {"stage": stage, "path": hook["path"], "args": hook.get("args", []), "env": environ}
+        draft.hooks.append({key: value for key, value in entry.items() if value})
+    if "timeout" in hook:
+        log.add(lines.of('"timeout"'), "timeout", "a chained hook has none")
+
+
+def _when(when: dict[str, Any], lines: Lines, draft: Draft, log: Log) -> None:
+    draft.always = bool(when.get("always"))
+    if "commands" in when:
+        log.add(lines.of('"commands"'), "when.commands", "a module cannot depend on the program that is run")
+    if "hasBindMounts" in when:
+        log.add(lines.of('"hasBindMounts"'), "when.hasBindMounts", "a module cannot depend on other mounts")
+    wanted = dict(when.get("annotations", {}))
+    if len(wanted) > 1:
+        # Sarus sets `….enabled` itself whenever it sets an annotation beside it
+        wanted = {key: value for key, value in wanted.items() if not re.search(r"\.enabled\$?$", key)} or wanted
+    if len(wanted) > 1:
+        log.add(lines.of('"annotations"'), "when.annotations", "one of them is enough for a module, here all must hold")
+        return
+    for key, value in wanted.items():
+        plain = [_PLAIN.fullmatch(text) for text in (key, value)]
+        line = lines.of('"annotations"', json.dumps(key))
+        if not all(plain):
+            log.add(line, f"when.annotations {key} = {value}", "a pattern: a module names one key and one value")
+        else:
+            draft.annotations.append("=".join(match[1].replace("\\", "") for match in plain if match))
+
+
+def _mount_hook(args: list[str], environ: dict[str, str], lines: Lines, draft: Draft, log: Log) -> None:
+    draft.ldconfig = "LDCONFIG_PATH" in environ
+    for text in args:
+        option, _, value = text.partition("=")
+        line = lines.of('"args"', json.dumps(text))
+        if option == "--mount":
+            _mount(value, line, draft, log)
+        elif option == "--device":
+            _device(value, line, draft, log)
+        else:
+            log.add(line, text, "not an option of mount_hook")
+
+
+def _mount(text: str, line: int, draft: Draft, log: Log) -> None:
+    fields = dict(part.partition("=")[::2] for part in text.split(","))
+    source = fields.get("src") or fields.get("source", "")
+    target = next((fields[key] for key in ("dst", "destination", "target") if key in fields), "")
+    if fields.get("type") != "bind" or not source or not target:
+        log.add(line, text, "Sarus takes type=bind with a source and a destination only")
+    elif target.startswith(_PROVIDERS + "/"):
+        draft.libraries.append({"path": source, "role": "provider"})
+    elif _PROVIDERS in target:
+        log.add(line, text, "the image's provider directory is known to libraries of the role provider only")
+    else:
+        draft.mount(source, target, options=("ro",) if "readonly" in fields else ())
+
+
+def _device(text: str, line: int, draft: Draft, log: Log) -> None:
+    source, _, rest = text.partition(":")
+    permissions = rest.rpartition(":")[2] if rest else "rwm"
+    target = rest if rest.startswith("/") else source
+    target = target.partition(":")[0]
+    if permissions.startswith("/"):
+        permissions = "rwm"
+    if target != source:
+        log.add(line, text, "a module's device has the same path in the container")
+        return
+    # mknod of device nodes is nothing a rootless container can do
+    draft.device(source, permissions=permissions.replace("m", ""))
+
+
+def _mpi_hook(environ: dict[str, str], lines: Lines, draft: Draft, log: Log) -> None:
+    draft.planner = "mpich"
+    for name, role in (("MPI_LIBS", "primary"), ("MPI_DEPENDENCY_LIBS", "dependency")):
+        draft.libraries += [{"path": path, "role": role} for path in environ.get(name, "").split(":") if path]
+    for path in environ.get("BIND_MOUNTS", "").split(":"):
+        if path:
+            draft.mount(path)
+    strictness = environ.get("MPI_COMPATIBILITY_TYPE")
+    if strictness:
+        why = "how much older the host's MPI may be is the site policy: mpi_mismatch in hooks.toml"
+        log.add(lines.of("MPI_COMPATIBILITY_TYPE"), f"MPI_COMPATIBILITY_TYPE={strictness}", why)
+
+
+def _site(given: dict[str, Any], lines: Lines, log: Log) -> Draft:
+    draft = Draft("sarus-site", "from sarus.json: what Sarus does for every container", always=True)
+    for entry in given.get("siteMounts", []):
+        flags = entry.get("flags", {})
+        options = ("ro",) if "readonly" in flags else ()
+        _mount_of_site(entry, options, lines, draft, log)
+    for entry in given.get("siteDevices", []):
+        line = lines.of('"siteDevices"', json.dumps(entry.get("source")))
+        parts = (entry.get("source", ""), entry.get("destination", ""), entry.get("access", "rwm"))
+        _device(":".join(part for part in parts if part), line, draft, log)
+    changes = given.get("environment", {})
+    for action in ("set", "prepend", "append"):
+        for name, value in changes.get(action, {}).items():
+            if not draft.literal(action, name, str(value)):
+                log.add(lines.of('"environment"', f'"{action}"', f'"{name}"'), f"environment {name}={value}", LITERAL)
+    draft.env_unset += changes.get("unset", [])
+    for key in given:
+        line = lines.of(f'"{key}"')
+        if key in _ELSEWHERE:
+            log.add(line, key, f"not a module's: {_ELSEWHERE[key]}")
+        elif key in _SARUS_OWN:
+            log.add(line, key, "concerns Sarus' own work only")
+        elif key not in {"siteMounts", "siteDevices", "environment"}:
+            log.add(line, key, "not a key that Sarus reads")
+    return draft
+
+
+def _mount_of_site(entry: dict[str, Any], options: tuple[str, ...], lines: Lines, draft: Draft, log: Log) -> None:
+    source, target = str(entry.get("source", "")), str(entry.get("destination", ""))
+    if entry.get("type") != "bind" or not source or not target:
+        log.add(lines.of('"siteMounts"', json.dumps(source)), f"siteMounts {source}", "Sarus mounts type bind only")
+        return
+    draft.mount(source, target, options=options)
