@@ -1,6 +1,6 @@
-"""What is to be injected into one container, and why. Pure: modules, policy, trees and variables in, a Plan out.
+"""What is to be injected into one container, and why: values only. `planning` makes a Plan, `apply` applies it.
 
-`squashmount-hooks plan` prints a plan and the hook applies one; both get it from `make_plan`, so they cannot differ.
+`squashmount-hooks plan` prints what the hook would apply: both get it from `planning.make_plan`.
 """
 
 from squashmount.lean import Any, NamedTuple
@@ -70,7 +70,10 @@ class Contribution(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """Everything to be done for one container. `modules` are the names that are on, in the order they are applied."""
+    """Everything to be done for one container. `modules` are the names that are on, in the order they are applied.
+
+    With `errors` the container must not start. What is `missing` is among them, or among the warnings by policy.
+    """
 
     modules: tuple[str, ...] = ()
     mounts: tuple[Mount, ...] = ()
@@ -91,7 +94,7 @@ class Plan(NamedTuple):
     @property
     def empty(self) -> bool:
         """Whether nothing is to be done and nothing is wrong: the container starts as if there were no hook."""
-        return not self.modules and not self.errors and not self.missing
+        return not self.modules and not self.errors
 
     @property
     def hash(self) -> str:

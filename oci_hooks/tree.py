@@ -31,10 +31,14 @@ _RETRIES = 8
 
 
 class Target(NamedTuple):
-    """Where a path leads in the tree: its real path, and what is there ("" for nothing yet)."""
+    """Where a path leads in the tree: its real path, and what is there ("" for nothing yet).
+
+    `dangling`: a link on the way leads to something that is not there.
+    """
 
     path: str
     kind: str
+    dangling: bool = False
 
 
 class Tree(Protocol):
@@ -368,11 +372,12 @@ def _walked(path: str, probe: Callable[[str], tuple[str, str]]) -> Target:
     What is missing is taken for names to be made, as mkdir -p would; ELOOP after MAX_LINKS links, ENOTDIR below a file.
     """
     done: list[str] = []
-    parts = [part for part in path.split("/") if part][::-1]
+    parts = [(part, False) for part in path.split("/") if part][::-1]
     links = 0
     kind = "dir"
+    dangling = False
     while parts:
-        part = parts.pop()
+        part, of_link = parts.pop()
         if part == ".":
             continue
         if part == "..":
@@ -389,11 +394,12 @@ def _walked(path: str, probe: Callable[[str], tuple[str, str]]) -> Target:
         if found != "link":
             done.append(part)
             kind = found
+            dangling = dangling or (of_link and not found)
             continue
         links += 1
         if links > MAX_LINKS:
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
         if text.startswith("/"):
-            done = []
-        parts += [step for step in text.split("/") if step][::-1]
-    return Target("/" + "/".join(done), kind)
+            done, kind = [], "dir"
+        parts += [(step, True) for step in text.split("/") if step][::-1]
+    return Target("/" + "/".join(done), kind, dangling and not kind)

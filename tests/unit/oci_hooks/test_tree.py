@@ -79,11 +79,11 @@ def test_resolves_as_inside_the_container(tree: Tree, path: str, real: str | Non
 
 def test_target_is_where_something_new_would_lie(tree: Tree, top: Path) -> None:
     assert tree.target("/lib/new/dir") == Target("/usr/lib/new/dir", "")
-    assert tree.target("/etc/dangling") == Target("/outside/new/place", "")
+    assert tree.target("/etc/dangling") == Target("/outside/new/place", "", dangling=True)
     assert tree.target("/lib") == Target("/usr/lib", "dir")
     # the host's own path, but inside
-    assert tree.target("/etc/absolute") == Target(f"{top}/secret", "")
-    assert tree.target("/etc/relative") == Target(f"{top}/secret", "")
+    assert tree.target("/etc/absolute") == Target(f"{top}/secret", "", dangling=True)
+    assert tree.target("/etc/relative") == Target(f"{top}/secret", "", dangling=True)
     with pytest.raises(OSError, match="symbolic links"):
         tree.target("/etc/circle/x")
     with pytest.raises(NotADirectoryError):
