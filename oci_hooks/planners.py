@@ -28,7 +28,7 @@ class Question(NamedTuple):
 
 Planner = Callable[[Question], Contribution]
 
-PLANNERS: dict[str, str] = {}
+PLANNERS: dict[str, str] = {"amd": "amd:plan_amd", "nvidia": "nvidia:plan_nvidia"}
 """Name of the planner -> "module:function" in this folder, for example "mpich": "mpi:plan_mpich"."""
 
 

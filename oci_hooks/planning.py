@@ -111,7 +111,7 @@ class _Rules:
         for hook in module.hooks:
             self._follow(partial(self._hook, hook), optional=False)
         env = module.env
-        passed = {name: self._site.environ[name] for name in env.passed if name in self._site.environ}
+        passed = {name: value for name, value in self._site.environ.items() if _is_passed(name, env.passed)}
         return Contribution(
             mounts=tuple(self._mounts),
             copies=tuple(self._copies),
@@ -253,6 +253,10 @@ class _Rules:
             return use(found)
 
         return re.sub(r"\$(?:([A-Za-z_][A-Za-z0-9_]*)|\{([A-Za-z_][A-Za-z0-9_]*)\})", value, text)
+
+
+def _is_passed(name: str, wanted: tuple[str, ...]) -> bool:
+    return any(name == each or (each.endswith("*") and name.startswith(each[:-1])) for each in wanted)
 
 
 def _literal(text: str) -> str:

@@ -75,12 +75,12 @@ def test_one_of_each(planned: Planning) -> None:
                 "prepend": {"PATH": "/x"},
                 "append": {"M": "/y"},
                 "unset": ["B"],
-                "pass": ["J", "K"],
+                "pass": ["J", "K", "PMI_*"],
             },
             hooks=[{"stage": "createContainer", "path": "/etc/site.conf", "env": {"X": "y"}}],
             ldconfig=True,
         ),
-        environ={"J": "42"},
+        environ={"J": "42", "JJ": "no", "PMI_FD": "3", "PMIX": "no"},
     )
     assert found.errors == ()
     assert found.mounts == (
@@ -90,7 +90,11 @@ def test_one_of_each(planned: Planning) -> None:
     )
     assert found.copies == (Copy("/etc/site.conf", "/etc/site.conf", "0600"),)
     assert found.devices == (Device("/dev/dri/card0"),)
-    assert (found.env_set, found.env_prepend, found.env_append) == ({"A": "1", "J": "42"}, {"PATH": "/x"}, {"M": "/y"})
+    assert (found.env_set, found.env_prepend, found.env_append) == (
+        {"A": "1", "J": "42", "PMI_FD": "3"},
+        {"PATH": "/x"},
+        {"M": "/y"},
+    )
     assert found.env_unset == ("B",)
     assert found.hooks == (Hook("createContainer", "/etc/site.conf", ("/etc/site.conf",), ("X=y",)),)
     assert found.ldconfig

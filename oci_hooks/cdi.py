@@ -1,0 +1,215 @@
+"""Container Device Interface, version 0.5.0: read what a vendor's tool wrote, or make the same from the host's files.
+
+https://github.com/cncf-tags/container-device-interface/blob/v0.5.0/SPEC.md. Podman applies such files itself with
+`--device KIND=NAME`; here they are one source of a plan, so that what is injected can be chosen by the job and shown.
+"""
+
+from squashmount import jsonio
+from squashmount.errors import SquashmountError
+from squashmount.lean import TYPE_CHECKING, Any, Iterable, Iterator
+
+from . import cuda
+from .gpu import Gpu
+from .libraries import Libraries, Library
+from .plan import Contribution, Device, Hook, Mount
+
+if TYPE_CHECKING:
+    from .tree import Tree
+
+KIND = "nvidia.com/gpu"
+# the order of the specification: a later directory wins
+DIRECTORIES = ("/etc/cdi", "/run/cdi")
+_CONTROL = (
+    *("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools", "/dev/nvidia-modeset"),
+    *("/dev/nvidia-caps-imex-channels/channel0", "/dev/gdrdrv"),
+)
+_PROGRAMS = (
+    *("nvidia-smi", "nvidia-debugdump", "nvidia-persistenced", "nvidia-cuda-mps-control", "nvidia-cuda-mps-server"),
+)
+_DATA = (
+    *("/usr/share/glvnd/egl_vendor.d/10_nvidia.json", "/usr/share/vulkan/icd.d/nvidia_icd.json"),
+    *("/etc/vulkan/icd.d/nvidia_icd.json", "/usr/share/nvidia/nvoptix.bin", "/etc/OpenCL/vendors/nvidia.icd"),
+)
+# distributions that keep the driver apart from ld.so's directories
+_MORE_DIRECTORIES = ("/usr/lib64/nvidia", "/usr/lib/x86_64-linux-gnu/nvidia/current", "/usr/lib/nvidia/current")
+# not named by the driver's version, and needed with it: GDRCopy, and the GPU layer of Cray MPICH
+_COMPANIONS = ("libgdrapi.so.2",)
+_STAGES = ("prestart", "createRuntime", "createContainer", "poststart", "poststop")
+_MOST_FILES = 4096
+
+
+def generate(host: "Tree", gpus: Iterable[Gpu], driver: str, folder: str = "") -> dict[str, Any]:
+    """Return a CDI file for the NVIDIA GPUs of the host as JSON has it.
+
+    The driver's libraries are found by its version in their names, and shown under the names that programs ask for
+    (SONAME, and libX.so for dlopen) in `folder`; without `folder`, where they are on the host.
+    """
+    devices = [
+        {"name": name, "containerEdits": {"deviceNodes": _nodes(gpu.nodes)}} for gpu in gpus for name in _of(gpu)
+    ]
+    every = [node for gpu in gpus for node in gpu.nodes]
+    devices.append({"name": "all", "containerEdits": {"deviceNodes": _nodes(every)}})
+    mounts = [_mount(library.real, place) for library in libraries(host, driver) for place in _places(library, folder)]
+    programs = [f"/usr/bin/{name}" for name in _PROGRAMS]
+    mounts += [_mount(path, path) for path in (*programs, *_DATA) if host.kind(path) == "file"]
+    firmware = f"/lib/firmware/nvidia/{driver}"
+    if driver and host.kind(firmware) == "dir":
+        mounts.append(_mount(firmware, firmware))
+    return {
+        "cdiVersion": "0.5.0",
+        "kind": KIND,
+        "devices": devices,
+        "containerEdits": {
+            "deviceNodes": _nodes(path for path in _CONTROL if host.kind(path) == "other"),
+            "mounts": mounts,
+            "env": ["NVIDIA_VISIBLE_DEVICES=void"],
+        },
+    }
+
+
+def _of(gpu: Gpu) -> tuple[str, ...]:
+    return (str(gpu.order), gpu.uuid) if gpu.uuid else (str(gpu.order),)
+
+
+def _nodes(paths: Iterable[str]) -> list[dict[str, str]]:
+    return [{"path": path, "permissions": "rw"} for path in paths]
+
+
+def _mount(source: str, target: str) -> dict[str, Any]:
+    return {"hostPath": source, "containerPath": target, "options": ["ro", "nosuid", "nodev", "bind"]}
+
+
+def _places(library: Library, folder: str) -> list[str]:
+    directory, _, name = library.path.rpartition("/")
+    soname = library.elf.soname or name
+    names = dict.fromkeys((soname, soname.partition(".so")[0] + ".so"))
+    return [f"{folder or directory}/{each}" for each in names]
+
+
+def libraries(host: "Tree", driver: str) -> list[Library]:
+    """Return the 64-bit libraries of this driver, and what is always used with it."""
+    found: dict[str, Library] = {}
+    every = Libraries(host)
+    for folder in dict.fromkeys((*every.defaults, *_MORE_DIRECTORIES)):
+        names = _names_in(host, folder)
+        for name in [name for name in names if driver and name.endswith(f".so.{driver}")] + list(_COMPANIONS):
+            library = every.load(f"{folder}/{name}") if name in names else None
+            if library and library.elf.bits == 64 and library.real not in found:
+                found[library.real] = library
+    return list(found.values())
+
+
+def version_of_libcuda(host: "Tree") -> str:
+    """Return the driver's version by the name of its libcuda; "" when there is none."""
+    for folder in dict.fromkeys((*Libraries(host).defaults, *_MORE_DIRECTORIES)):
+        for name in _names_in(host, folder):
+            text = name.removeprefix("libcuda.so.")
+            if name != text and len(cuda.version(text)) > 1:
+                return text
+    return ""
+
+
+def specs(host: "Tree", kind: str, problems: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Give the CDI files of one kind with their paths, the one that wins first; `problems` gets what cannot be used."""
+    for folder in reversed(DIRECTORIES):
+        for name in _names_in(host, folder):
+            path = f"{folder}/{name}"
+            if not name.endswith((".json", ".yaml", ".yml")):
+                continue
+            spec = _read(host, path, problems)
+            if spec is None or spec.get("kind") != kind:
+                continue
+            gone = next((source for source in _sources(spec) if not host.kind(source)), "")
+            if gone:
+                problems.append(f"{path} is not of this driver: {gone} does not exist")
+            else:
+                yield path, spec
+
+
+def _read(host: "Tree", path: str, problems: list[str]) -> dict[str, Any] | None:
+    try:
+        with host.open(path) as file:
+            data = file.read(16 << 20)
+        spec = jsonio.load_object(data, where=path) if path.endswith(".json") else _yaml(data)
+    except (OSError, ValueError, SquashmountError) as err:
+        problems.append(f"{path} cannot be used: {err}".replace("\n", " "))
+        return None
+    return spec if isinstance(spec, dict) else None
+
+
+def _yaml(data: bytes) -> Any:
+    try:
+        import yaml  # noqa: PLC0415 - optional
+    except ModuleNotFoundError as err:
+        raise ValueError("PyYAML is not installed (pip install 'squashmount[import]')") from err
+    try:
+        # the one in C reads a vendor's file of 60 kB in 20 ms, the other in 300
+        return yaml.load(data, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 - both are safe
+    except yaml.YAMLError as err:
+        raise ValueError(str(err)) from err
+
+
+def _sources(spec: dict[str, Any]) -> Iterator[str]:
+    for edits in (spec.get("containerEdits", {}), *(one.get("containerEdits", {}) for one in spec.get("devices", []))):
+        yield from (str(mount.get("hostPath", "")) for mount in edits.get("mounts", []))
+
+
+def contribution(spec: dict[str, Any], names: Iterable[str], *, host: "Tree", image: "Tree") -> Contribution:
+    """Return the edits of a CDI file for the named devices. What does not fit into the image is left out, with why.
+
+    So are sockets (of persistenced, of the fabric manager): no computation needs them, and they belong to daemons,
+    which the check of who could have written a file would refuse.
+    """
+    wanted = set(names)
+    devices = [device for device in spec.get("devices", []) if device.get("name") in wanted]
+    edits = [spec.get("containerEdits", {}), *(device.get("containerEdits", {}) for device in devices)]
+    mounts, rejected = _mounts(edits, host, image)
+    nodes = [node for edit in edits for node in edit.get("deviceNodes", [])]
+    env = dict(text.partition("=")[::2] for edit in edits for text in edit.get("env", []))
+    hooks, refused = _hooks(edits)
+    return Contribution(
+        mounts=mounts,
+        devices=tuple(dict.fromkeys(Device(node["path"], node.get("permissions", "rw")) for node in nodes)),
+        env_set=env,
+        hooks=hooks,
+        rejected=(*rejected, *refused),
+    )
+
+
+def _mounts(edits: list[dict[str, Any]], host: "Tree", image: "Tree") -> tuple[tuple[Mount, ...], list[str]]:
+    found: dict[str, Mount] = {}
+    rejected = []
+    for rule in [rule for edit in edits for rule in edit.get("mounts", [])][:_MOST_FILES]:
+        source, target = str(rule["hostPath"]), str(rule["containerPath"])
+        why = "it is a socket" if host.kind(source) == "other" else _unfit(image, target)
+        if why:
+            rejected.append(f"{source} is left out: {why}")
+        else:
+            options = tuple(option for option in rule.get("options", ()) if option not in {"bind", "rbind"})
+            found.setdefault(target, Mount(source, target, options or ("ro", "nosuid", "nodev")))
+    return tuple(found.values()), rejected
+
+
+def _unfit(image: "Tree", target: str) -> str:
+    try:
+        return f"{target} in the image is a link to nothing" if image.target(target).dangling else ""
+    except OSError as err:
+        return f"{target} in the image cannot be resolved ({err.strerror})"
+
+
+def _hooks(edits: list[dict[str, Any]]) -> tuple[tuple[Hook, ...], list[str]]:
+    found, rejected = [], []
+    for rule in [rule for edit in edits for rule in edit.get("hooks", [])]:
+        if rule.get("hookName") in _STAGES:
+            args = tuple(rule.get("args", (rule["path"],)))
+            found.append(Hook(rule["hookName"], rule["path"], args, tuple(rule.get("env", ()))))
+        else:
+            rejected.append(f"the hook {rule.get('path')} at {rule.get('hookName')}: no path of the host exists there")
+    return tuple(dict.fromkeys(found)), rejected
+
+
+def _names_in(tree: "Tree", path: str) -> list[str]:
+    try:
+        return tree.listdir(path)
+    except OSError:
+        return []

@@ -1,0 +1,231 @@
+"""The planner "nvidia": the driver's devices and libraries of the host, for the GPUs of the job.
+
+The vendor's own CDI file is used where there is one; otherwise the same is made from what lies on the host (`cdi`).
+Sources: /proc/driver/nvidia (driver README, "Proc interface"), MIG user guide ("Device nodes and capabilities"),
+CUDA compatibility guide. Not seen here: hardware. Everything is tested with made-up nodes and real ELF files.
+"""
+
+from squashmount.lean import TYPE_CHECKING, Any, Iterable, NamedTuple
+
+from . import cdi, cuda
+from .gpu import Gpu, Selection, select, tokens
+from .plan import Contribution, Device
+
+if TYPE_CHECKING:
+    from .planners import Question
+    from .tree import Tree
+
+_PROC = "/proc/driver/nvidia"
+COMPAT = "/usr/local/cuda/compat"
+LIBRARIES = "/run/squashmount/nvidia"
+"""Where the driver's libraries are mounted: at no path of the image, and before all of them in LD_LIBRARY_PATH."""
+
+
+class Host(NamedTuple):
+    """The GPUs of a node and its driver. `mig` is GPU number -> instance ("gi/ci", "" for the gi) -> device node."""
+
+    gpus: tuple[Gpu, ...]
+    driver: str
+    mig: dict[int, dict[str, str]]
+
+
+def plan_nvidia(question: "Question") -> Contribution:
+    """Return what the container needs for the GPUs of its job."""
+    host = read_host(question.host)
+    if not host.gpus:
+        return Contribution(missing=("no NVIDIA GPU: the host has no /dev/nvidia0 and so on",))
+    chosen = choose(host, question.environ)
+    if chosen.errors or not chosen.gpus:
+        return Contribution(errors=chosen.errors, reasons=chosen.reasons)
+    compat = compat_version(question.image)
+    judged = judge(host.driver, compat, question.image_env)
+    if judged.missing:
+        return judged._replace(reasons=chosen.reasons)
+    problems: list[str] = []
+    spec, origin = vendor_spec(question.host, chosen, problems)
+    if spec is None:
+        spec, origin = cdi.generate(question.host, host.gpus, host.driver, LIBRARIES), "found on the host"
+        if not any("/libcuda.so" in mount["containerPath"] for mount in spec["containerEdits"]["mounts"]):
+            return Contribution(missing=(f"libcuda.so of the driver {host.driver or '(unknown)'} is not on the host",))
+    part = cdi.contribution(spec, _names(spec, chosen), host=question.host, image=question.image)
+    nodes = (Device(node) for gpu in chosen.gpus for node in gpu.nodes)
+    part = part._replace(devices=tuple(dict.fromkeys((*part.devices, *nodes))), rejected=(*problems, *part.rejected))
+    return _finished(part, chosen, judged, origin, use_compat=_newer(compat, host.driver), question=question)
+
+
+def _finished(
+    part: Contribution,
+    chosen: Selection,
+    judged: Contribution,
+    origin: str,
+    *,
+    use_compat: bool,
+    question: "Question",
+) -> Contribution:
+    env = dict(part.env_set)
+    env["NVIDIA_VISIBLE_DEVICES"] = "void"  # a vendor hook of the site must not do the same once more
+    host_value = question.environ.get("CUDA_VISIBLE_DEVICES")
+    own = question.image_env.get("CUDA_VISIBLE_DEVICES", host_value)
+    rejected = list(part.rejected)
+    if own != host_value:
+        rejected.append(f"CUDA_VISIBLE_DEVICES={own} of the container stays as it is")
+    elif chosen.value:
+        env["CUDA_VISIBLE_DEVICES"] = chosen.value
+        env["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # the default order is that of speed
+    paths = [COMPAT] if use_compat else []
+    if any(mount.target.startswith(LIBRARIES + "/") for mount in part.mounts):
+        paths.append(LIBRARIES)
+    compat = (f"{COMPAT} of the image is newer than the driver and comes first",) if use_compat else ()
+    gpus = ", ".join(gpu.uuid or str(gpu.order) for gpu in chosen.gpus)
+    return part._replace(
+        env_set=env,
+        env_prepend={"LD_LIBRARY_PATH": ":".join(paths)} if paths else {},
+        reasons=(*chosen.reasons, f"GPUs {gpus}, {origin}", *compat, *judged.reasons, *part.reasons),
+        rejected=tuple(rejected),
+    )
+
+
+def read_host(host: "Tree") -> Host:
+    """Return the GPUs in the order of their PCI addresses, with UUIDs where the driver shows them."""
+    found = []
+    for address in _names_in(host, f"{_PROC}/gpus"):
+        facts = _fields(host, f"{_PROC}/gpus/{address}/information")
+        if facts.get("Device Minor", "").isdigit():
+            found.append((address, int(facts["Device Minor"]), facts.get("GPU UUID", "")))
+    if not found:
+        digits = [name.removeprefix("nvidia") for name in _names_in(host, "/dev") if name.startswith("nvidia")]
+        found = [("", number, "") for number in sorted(int(digit) for digit in digits if digit.isdigit())]
+    gpus = tuple(
+        Gpu(index, number, uuid if uuid.startswith("GPU-") and "?" not in uuid else "", (f"/dev/nvidia{number}",))
+        for index, (_, number, uuid) in enumerate(found)
+        if host.kind(f"/dev/nvidia{number}") == "other"
+    )
+    return Host(gpus, _driver(host), {gpu.number: _instances(host, gpu.number) for gpu in gpus})
+
+
+def _driver(host: "Tree") -> str:
+    words = _text(host, f"{_PROC}/version").split("\n", 1)[0].split()
+    found = next((word for word in words if len(cuda.version(word)) > 1), "")
+    if not found:
+        found = _text(host, "/sys/module/nvidia/version").strip()
+    return found or cdi.version_of_libcuda(host)
+
+
+def _instances(host: "Tree", number: int) -> dict[str, str]:
+    """Return the MIG instances of a GPU that exist now, with the node that gives access to each."""
+    top = f"{_PROC}/capabilities/gpu{number}/mig"
+    found = {}
+    for name in _names_in(host, top):
+        places = [(name, f"{top}/{name}")]
+        places += [(f"{name}/{inner}", f"{top}/{name}/{inner}") for inner in _names_in(host, f"{top}/{name}")]
+        for instance, place in places:
+            minor = _fields(host, f"{place}/access").get("DeviceFileMinor", "")
+            if minor.isdigit():
+                found[instance] = f"/dev/nvidia-caps/nvidia-cap{minor}"
+    return found
+
+
+def choose(host: Host, environ: "dict[str, str]") -> Selection:
+    """Choose GPUs, and the MIG instances of them, by the job's environment; the nodes of each are complete."""
+    value = environ.get("CUDA_VISIBLE_DEVICES", "")
+    wanted = tokens(value)
+    if any(token.startswith("MIG-") for token in wanted):
+        return _choose_mig(host, value)
+    chosen = select(host.gpus, environ, "CUDA_VISIBLE_DEVICES")
+    return chosen._replace(gpus=tuple(_with(gpu, host.mig.get(gpu.number, {}).values()) for gpu in chosen.gpus))
+
+
+def _choose_mig(host: Host, value: str) -> Selection:
+    """MIG-GPU-UUID/GI/CI names its instance; of MIG-UUID only the driver's library knows which it is."""
+    nodes: dict[int, list[str]] = {}
+    for token in tokens(value):
+        parent, _, place = token.removeprefix("MIG-").partition("/")
+        gpus = [gpu for gpu in host.gpus if gpu.uuid == parent]
+        gi, _, ci = place.partition("/")
+        if gpus and place:
+            instances = host.mig.get(gpus[0].number, {})
+            needed = (f"gi{gi}", f"gi{gi}/ci{ci}")
+            if any(name not in instances for name in needed):
+                text = f"CUDA_VISIBLE_DEVICES={value} names {token}, which does not exist on GPU {gpus[0].order}."
+                return Selection((), "", (), (text,))
+            nodes.setdefault(gpus[0].order, []).extend(instances[name] for name in needed)
+        else:
+            for gpu in host.gpus:
+                if host.mig.get(gpu.number):
+                    nodes.setdefault(gpu.order, []).extend(host.mig[gpu.number].values())
+    if not nodes:
+        return Selection((), "", (), (f"CUDA_VISIBLE_DEVICES={value} names MIG instances, and this node has none.",))
+    chosen = tuple(_with(gpu, nodes[gpu.order]) for gpu in host.gpus if gpu.order in nodes)
+    return Selection(chosen, value, (f"CUDA_VISIBLE_DEVICES={value}",))
+
+
+def _with(gpu: Gpu, nodes: "Iterable[str]") -> Gpu:
+    return gpu._replace(nodes=tuple(dict.fromkeys((*gpu.nodes, *nodes))))
+
+
+def judge(driver: str, compat: str, image_env: "dict[str, str]") -> Contribution:
+    """Compare what the image demands with the driver, and with the image's own newer libcuda (`compat`)."""
+    facts = {"driver": driver} if driver else {}
+    newest = cuda.cuda_of_driver(cuda.version(compat if _newer(compat, driver) else driver))
+    if newest:
+        facts["cuda"] = ".".join(str(part) for part in newest)
+    reasons: list[str] = []
+    missing: list[str] = []
+    for name, text in cuda.requirements(image_env).items():
+        verdict = cuda.check(text, facts) if facts else cuda.Verdict(None, "the driver's version is unknown")
+        said = f"{name}: {verdict.why}"
+        (missing if verdict.met is False else reasons).append(said)
+    return Contribution(reasons=tuple(reasons), missing=tuple(missing))
+
+
+def compat_version(image: "Tree") -> str:
+    """Return the version of the libcuda that the image brings for older drivers; "" for none."""
+    names = [name.removeprefix("libcuda.so.") for name in _names_in(image, COMPAT) if name.startswith("libcuda.so.")]
+    return next((name for name in names if len(cuda.version(name)) > 1), "")
+
+
+def _newer(compat: str, driver: str) -> bool:
+    # CUDA compatibility guide, "Forward compatibility": only ever to a newer driver branch
+    return bool(compat and driver) and cuda.version(compat)[:1] > cuda.version(driver)[:1]
+
+
+def vendor_spec(host: "Tree", chosen: Selection, problems: list[str]) -> "tuple[dict[str, Any] | None, str]":
+    """Return the CDI file of the vendor's tool if it is of this driver and knows these GPUs, and where it is."""
+    for path, spec in cdi.specs(host, cdi.KIND, problems):
+        if _names(spec, chosen):
+            return spec, f"by {path}"
+        problems.append(f"{path} does not know the GPUs of this job")
+    return None, ""
+
+
+def _names(spec: "dict[str, Any]", chosen: Selection) -> tuple[str, ...]:
+    """Return the names of the chosen GPUs in a CDI file; () when it lacks one."""
+    known = {str(device.get("name")) for device in spec.get("devices", [])}
+    names = []
+    for gpu in chosen.gpus:
+        name = next((name for name in (gpu.uuid, str(gpu.order)) if name and name in known), "")
+        if not name:
+            return ()
+        names.append(name)
+    return tuple(names)
+
+
+def _names_in(tree: "Tree", path: str) -> list[str]:
+    try:
+        return tree.listdir(path)
+    except OSError:
+        return []
+
+
+def _text(tree: "Tree", path: str) -> str:
+    try:
+        with tree.open(path) as file:
+            return file.read(65536).decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def _fields(tree: "Tree", path: str) -> dict[str, str]:
+    """Read `Name: value` lines."""
+    lines = (line.partition(":") for line in _text(tree, path).splitlines())
+    return {name.strip(): value.strip() for name, _, value in lines}
