@@ -241,7 +241,7 @@ class Libraries:
             for line in self._lines(current):
                 words = line.split("#", 1)[0].split()
                 if len(words) > 1 and words[0] == "include":
-                    waiting += [found for word in words[1:] for found in self._glob(os.path.join("/etc", word))]
+                    waiting += [name for word in words[1:] for name in self.matches(os.path.join("/etc", word))]
                 elif len(words) == 1 and words[0].startswith("/"):
                     found.append(words[0])
         return found
@@ -254,9 +254,29 @@ class Libraries:
             self.problems.append(f"{path!r}: {error}")
             return []
 
-    def _glob(self, pattern: str) -> list[str]:
-        folder, name = os.path.split(pattern)
-        return [os.path.join(folder, entry) for entry in self._names(folder) if fnmatch.fnmatchcase(entry, name)]
+    def matches(self, pattern: str) -> list[str]:
+        """Return the paths an absolute shell pattern means, sorted; names with a leading dot only when asked for."""
+        found = ["/"]
+        for step in filter(None, pattern.split("/")):
+            if not any(char in step for char in "*?["):
+                found = [path for path in (os.path.join(base, step) for base in found) if self.tree.kind(path)]
+                continue
+            found = [
+                os.path.join(base, name)
+                for base in found
+                for name in self._names(base)
+                if fnmatch.fnmatchcase(name, step) and (step[0] == "." or name[0] != ".")
+            ]
+        return found
+
+    def named(self, soname: str) -> list[Library]:
+        """Return the libraries of that name in the cache and the loader's directories, the loader's choice first."""
+        paths = [
+            *self._cache.get(soname, ()),
+            *(os.path.join(folder, soname) for folder in (*self.path, *self.defaults)),
+        ]
+        loaded = (self.load(path) for path in dict.fromkeys(paths))
+        return list({library.real: library for library in reversed([one for one in loaded if one])}.values())[::-1]
 
 
 def find_libraries(

@@ -28,7 +28,11 @@ class Question(NamedTuple):
 
 Planner = Callable[[Question], Contribution]
 
-PLANNERS: dict[str, str] = {"amd": "amd:plan_amd", "nvidia": "nvidia:plan_nvidia"}
+PLANNERS: dict[str, str] = {
+    "amd": "amd:plan_amd",
+    "mpich": "mpi:plan_mpich",
+    "nvidia": "nvidia:plan_nvidia",
+}
 """Name of the planner -> "module:function" in this folder, for example "mpich": "mpi:plan_mpich"."""
 
 

@@ -2,7 +2,9 @@
 
 import struct
 import subprocess
+import tempfile
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 AARCH64 = 183
@@ -31,28 +33,35 @@ def library(
     own = "".join(c if c.isalnum() else "_" for c in soname or path.name)
     source += f"void own_{own}(void) {{ {' '.join(f'{name}();' for name in uses)} }}\n"
     options = [f"-Wl,-soname,{soname or path.name}"]
-    versions = {version: names for version, names in (defines or {}).items() if version}
-    if versions:
-        script, before = "", ""
-        for version, names in versions.items():
+    script, before = "", ""
+    for version, names in (defines or {}).items():
+        if version:
             script += f"{version} {{ global: {''.join(f'{name}; ' for name in names)}}} {before};\n"
             before = version
-        path.with_name(path.name + ".map").write_text(script)
-        options.append(f"-Wl,--version-script={path}.map")
     if rpath:
         options += ["-Wl,--disable-new-dtags", f"-Wl,-rpath,{rpath}"]
     if runpath:
         options += ["-Wl,--enable-new-dtags", f"-Wl,-rpath,{runpath}"]
-    _gcc(source, path, "-shared", "-fPIC", *options, "-Wl,--no-as-needed", *map(str, needs))
-    path.with_name(path.name + ".map").unlink(missing_ok=True)
+    path.write_bytes(_gcc(source, script, tuple(options), tuple(need.read_bytes() for need in needs)))
     return path
 
 
-def _gcc(source: str, path: Path, *options: str) -> None:
-    # only what the test says: no compiler runtime, no C library
-    argv = ["gcc", "-x", "c", "-O0", "-nostdlib", "-o", str(path), "-", "-x", "none", *options]
-    done = subprocess.run(argv, input=source, capture_output=True, text=True, check=False, timeout=60)
-    assert done.returncode == 0, done.stderr
+@cache
+def _gcc(source: str, script: str, options: tuple[str, ...], needs: tuple[bytes, ...]) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        made = f"{folder}/made"
+        files = [f"{folder}/{number}.so" for number in range(len(needs))]
+        for name, content in zip(files, needs, strict=True):
+            Path(name).write_bytes(content)
+        if script:
+            Path(f"{made}.map").write_text(script)
+            options = (*options, f"-Wl,--version-script={made}.map")
+        # only what the test says: no compiler runtime, no C library
+        argv = ["gcc", "-shared", "-fPIC", "-O0", "-nostdlib", "-o", made, "-x", "c", "-", "-x", "none"]
+        argv += [*options, "-Wl,--no-as-needed", *files]
+        done = subprocess.run(argv, input=source, capture_output=True, text=True, check=False, timeout=60)
+        assert done.returncode == 0, done.stderr
+        return Path(made).read_bytes()
 
 
 def patch_machine(path: Path, machine: int) -> Path:
