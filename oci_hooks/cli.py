@@ -127,5 +127,11 @@ def _import(args: argparse.Namespace) -> int:
     return 0
 
 
-COMMANDS: list[Callable[[Any], None]] = [_add_check, _add_import]
+def _add_others(commands: Any) -> None:
+    from .commands import add_commands  # noqa: PLC0415 - it needs what is here
+
+    add_commands(commands, add_command)
+
+
+COMMANDS: list[Callable[[Any], None]] = [_add_others, _add_check, _add_import]
 """What adds each command to the parser."""

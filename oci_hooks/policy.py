@@ -96,7 +96,7 @@ class Trust:
     def __init__(self, policy: Policy) -> None:
         """Remember who is trusted; answers are remembered per directory."""
         self._owners = {0, os.geteuid(), *policy.trusted_owners}
-        if _in_user_namespace():
+        if in_user_namespace():
             self._owners.add(_overflow_uid())
         self._mask = 0o002 if policy.group_writable else 0o022
         self._known: dict[str, str] = {}
@@ -141,7 +141,8 @@ class Trust:
         return ""
 
 
-def _in_user_namespace() -> bool:
+def in_user_namespace() -> bool:
+    """Tell whether the ids seen here are not the host's (user_namespaces(7))."""
     with open("/proc/self/uid_map", "rb") as file:
         return file.read().split() != [b"0", b"0", b"4294967295"]
 

@@ -1,0 +1,225 @@
+"""The commands around the hook: plan, list, log, install, remove, test."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from squashmount.config import load_config
+from squashmount.errors import EXIT_FINDINGS, ToolError, UsageError
+from squashmount.images import open_image
+from squashmount.process import run
+
+from . import catalogue, hook, install, log, plan
+from .planning import Image, Site, make_plan
+from .stored import find
+from .tree import DirectoryTree, SquashTree
+
+Add = Callable[[Any, str, str, Callable[[argparse.Namespace], int]], Any]
+
+
+def add_commands(commands: Any, add: Add) -> None:
+    """Add the commands of this file to the parser."""
+    made = add(commands, "plan", "say what would be injected into a container of an image, and why", _plan)
+    made.add_argument("image", nargs="?", metavar="IMAGE", help="name or ID of an image in the store")
+    made.add_argument("--store", metavar="DIR", help="the store; default SQUASH_DIR")
+    made.add_argument("--rootfs", metavar="DIR", help="plan for this root file system instead of an image")
+    made.add_argument("--host", default="/", metavar="DIR", help="plan with the files of this host (default /)")
+    _add_common(made)
+
+    made = add(commands, "test", "run the hook for a root file system and show what it changes", _test)
+    made.add_argument("rootfs", metavar="ROOTFS", help="a directory; files that modules copy are written into it")
+    _add_common(made)
+
+    made = add(commands, "list", "list the modules of this host, and where the hook is installed", _list)
+    made.add_argument("--policy", default="", metavar="FILE", help="instead of /etc/squashmount/hooks.toml")
+    made.add_argument("--json", action="store_true", help="one JSON object instead of text")
+
+    made = add(commands, "log", "show what the hook did for a container, and why", _log)
+    made.add_argument("container", metavar="CONTAINER", help="name or ID")
+
+    made = add(commands, "install", "write the file that makes Podman run the hook", _install)
+    _add_place(made)
+    made.add_argument("--program", default="", metavar="PATH", help="the installed squashmount-hook")
+    made.add_argument("--policy", default="", metavar="FILE", help="instead of /etc/squashmount/hooks.toml")
+    _add_place(add(commands, "remove", "remove that file", _remove))
+
+
+def _add_common(made: Any) -> None:
+    made.add_argument("--annotation", action="append", default=[], metavar="KEY=VALUE", help="as given to podman run")
+    made.add_argument("--policy", default="", metavar="FILE", help="instead of /etc/squashmount/hooks.toml")
+    made.add_argument("--json", action="store_true", help="one JSON object instead of text")
+
+
+def _add_place(made: Any) -> None:
+    place = made.add_mutually_exclusive_group()
+    place.add_argument("--user", action="store_true", help="for this user (default)")
+    place.add_argument("--site", action="store_true", help=f"for everybody, in {install.SITE_DIR}")
+    place.add_argument("--dir", metavar="DIR", help="in another directory")
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+
+
+def _annotations(given: list[str]) -> dict[str, str]:
+    for text in given:
+        if "=" not in text:
+            raise UsageError(f"--annotation {text} is not KEY=VALUE.")
+    return dict(text.partition("=")[::2] for text in given)
+
+
+def _plan(args: argparse.Namespace) -> int:
+    if bool(args.image) == bool(args.rootfs):
+        raise UsageError("Expected either IMAGE or --rootfs DIR.")
+    environ = dict(os.environ)
+    known = catalogue.read(environ, policy_file=args.policy)
+    with DirectoryTree(args.host) as host, _image(args, environ) as image:
+        site = Site(known.modules, known.policy, host, environ)
+        # the owners of another host's files say nothing here
+        made = make_plan(site._replace(doubt=known.trust.doubt) if args.host == "/" else site, image)
+    if args.json:
+        _say(json.dumps({"hash": made.hash, **plan.to_json(made)}, indent=2))
+    else:
+        _print_plan(made)
+    return EXIT_FINDINGS if made.errors else 0
+
+
+@contextmanager
+def _image(args: argparse.Namespace, environ: dict[str, str]) -> Iterator[Image]:
+    annotations = _annotations(args.annotation)
+    if args.rootfs:
+        with DirectoryTree(args.rootfs) as tree:
+            yield Image(tree, {}, annotations)
+        return
+    config = load_config(environ)
+    store = args.store or config.squash_dir
+    if not store:
+        raise UsageError("No store is named.", hint="--store DIR, or SQUASH_DIR in the environment")
+    stored = find(store, args.image)
+    with open_image(stored.squash, config) as squash:
+        yield Image(SquashTree(squash), stored.env, annotations, lambda: stored.labels)
+
+
+def _print_plan(made: plan.Plan) -> None:
+    if made.empty:
+        _say("Nothing is injected.")
+    else:
+        _say("modules: " + (", ".join(made.modules) or "none"))
+    for what, lines in (
+        ("because", made.reasons),
+        ("not done", made.rejected),
+        ("warning", made.warnings),
+        ("would not start", made.errors),
+    ):
+        for line in lines:
+            _say(f"{what}: {line}")
+    for name, value in made.env_set.items():
+        _say(f"set: {name}={value}")
+    for name, value in made.env_prepend.items():
+        _say(f"prepend: {name}={value}")
+    for name, value in made.env_append.items():
+        _say(f"append: {name}={value}")
+    for name in made.env_unset:
+        _say(f"unset: {name}")
+    if made.modules:
+        _say(f"hash: {made.hash}")
+
+
+def _test(args: argparse.Namespace) -> int:
+    config = {
+        "ociVersion": "1.0.2",
+        "root": {"path": os.path.abspath(args.rootfs)},
+        "process": {"args": ["/bin/sh"], "cwd": "/", "env": ["PATH=/usr/bin:/bin"]},
+        "annotations": _annotations(args.annotation),
+        "mounts": [],
+    }
+    options = ["--policy", args.policy] if args.policy else []
+    try:
+        out = run(hook.program(), "apply", *options, stdin=json.dumps(config).encode())
+    except ToolError as err:
+        sys.stderr.write(f"{err.details.partition(chr(10))[2] or err}\n")
+        return EXIT_FINDINGS
+    edited = json.loads(out)
+    changed = {key: value for key, value in edited.items() if value != config.get(key)}
+    if args.json:
+        _say(json.dumps(changed, indent=2))
+    elif not changed:
+        _say("Nothing is injected.")
+    else:
+        for mount in edited["mounts"]:
+            _say(f"mount: {mount['source']} on {mount['destination']} ({','.join(mount['options'])})")
+        for entry in edited["process"]["env"]:
+            if entry not in config["process"]["env"]:  # type: ignore[index]
+                _say(f"environment: {entry}")
+        for stage, hooks in edited.get("hooks", {}).items():
+            for one in hooks:
+                _say(f"hook: {stage}: {' '.join(one['args'])}")
+        for device in edited.get("linux", {}).get("devices", []):
+            _say(f"device: {device['path']}")
+    return 0
+
+
+def _list(args: argparse.Namespace) -> int:
+    environ = dict(os.environ)
+    known = catalogue.read(environ, policy_file=args.policy)
+    found = install.installed([install.user_dir(environ)] if environ.get("HOME") else [])
+    modules = [
+        {"name": one.name, "file": one.origin, "help": one.help, "when": one.when._asdict()}
+        for one in sorted(known.modules.values())
+        if one.name not in known.policy.off
+    ]
+    if args.json:
+        hooks = [{"file": each.path, "program": each.program, "trouble": each.trouble} for each in found]
+        _say(json.dumps({"modules": modules, "installed": hooks}, indent=2))
+        return 0
+    for one in sorted(known.modules.values()):
+        if one.name in known.policy.off:
+            continue
+        when = "for everybody" if one.name in known.policy.on or one.when.always else ""
+        waits = [*one.when.annotation, *(f"job has {name}" for name in one.when.env)]
+        waits += [f"image has label {name}" for name in one.when.label]
+        _say(f"{one.name:16} {one.help}")
+        _say(f"{'':16} on: {when or ', '.join([f'squashmount.{one.name}=on', *waits])}")
+    for each in found:
+        _say(f"installed: {each.path}" + (f": {each.trouble}" if each.trouble else ""))
+    if not found:
+        _say("The hook is not installed: squashmount-hooks install")
+    return 0
+
+
+def _log(args: argparse.Namespace) -> int:
+    wanted = args.container
+    with suppress(ToolError):
+        # a name: Podman knows the container as long as it exists
+        wanted = run("podman", "container", "inspect", "--format", "{{.Id}}", wanted).strip() or wanted
+    sys.stdout.write(log.read(log.state(dict(os.environ)), wanted))
+    return 0
+
+
+def _directory(args: argparse.Namespace) -> str:
+    if args.site:
+        return install.SITE_DIR
+    return os.path.abspath(args.dir) if args.dir else install.user_dir(dict(os.environ))
+
+
+def _install(args: argparse.Namespace) -> int:
+    policy_file = os.path.abspath(args.policy) if args.policy else ""
+    # what is wrong with the modules is said now, not at the first container
+    catalogue.read(dict(os.environ), policy_file=policy_file)
+    directory = _directory(args)
+    _say(f"written: {install.install(directory, os.path.abspath(args.program or hook.program()), policy_file)}")
+    advice = install.advice(directory)
+    if advice:
+        _say(advice)
+    return 0
+
+
+def _remove(args: argparse.Namespace) -> int:
+    directory = _directory(args)
+    removed = install.remove(directory)
+    _say(f"removed: {removed}" if removed else f"The hook was not installed in {directory}.")
+    return 0

@@ -1,0 +1,176 @@
+"""The hook: what Podman starts for every container (stage precreate), and the runtime for some (`ldconfig`).
+
+precreate: config.json on stdin, the edited one on stdout (oci-hooks(5)). When nothing applies, the bytes that came go
+out again. Podman throws the hook's stderr away and says only `exit status 1`, so a reason is also written to the stderr
+of Podman itself, and to the container's log.
+"""
+
+import os
+import sys
+
+from squashmount.errors import SquashmountError, UsageError, report
+from squashmount.lean import Any
+
+from . import catalogue, log
+from .leanjson import dumps, loads
+from .selection import Selection, select
+
+PROGRAM = "squashmount-hook"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run as a hook and return the exit code; every other than 0 has its reason on stderr."""
+    arguments = sys.argv[1:] if argv is None else argv
+    try:
+        if arguments[:1] == ["apply"] and len(arguments) in {1, 3}:
+            if len(arguments) == 3 and arguments[1] != "--policy":
+                raise UsageError(f"Expected --policy FILE, got {arguments[1]}.")
+            return _precreate(arguments[2] if len(arguments) == 3 else "")
+        if arguments == ["ldconfig"]:
+            from .ldconfig import renew  # noqa: PLC0415 - another stage
+
+            renew(sys.stdin.buffer.read())
+            return 0
+        raise UsageError("Expected: squashmount-hook apply [--policy FILE] | ldconfig.")
+    except SquashmountError as err:
+        return report(err, program=PROGRAM)
+
+
+def _precreate(policy_file: str) -> int:
+    text = sys.stdin.buffer.read()
+    run = _Run(dict(os.environ))
+    try:
+        config = _parsed(text)
+        run.begin(config)
+        edited = run.edited(config, policy_file)
+    except SquashmountError as err:
+        run.refuse(err)
+        return err.exit_code
+    except Exception as err:
+        run.refuse(SquashmountError("The hook failed.", details=f"{type(err).__name__}: {err}"))
+        raise
+    sys.stdout.buffer.write(text if edited is None else dumps(edited))
+    sys.stdout.buffer.flush()
+    return 0
+
+
+def _parsed(text: bytes) -> dict[str, Any]:
+    config = loads(text, where="The container's configuration")
+    if not isinstance(config, dict):
+        raise UsageError("The container's configuration is not a JSON object.")
+    return config
+
+
+class _Run:
+    """One start of one container."""
+
+    def __init__(self, environ: dict[str, str]) -> None:
+        self._environ = environ
+        self._state = ""
+        self._container = "unknown"
+
+    def begin(self, config: dict[str, Any]) -> None:
+        """Find out which container it is and where its log goes."""
+        self._container = container_id(config) or self._container
+        self._state = log.state(self._environ)
+
+    def refuse(self, error: SquashmountError) -> None:
+        """Say why the container does not start wherever somebody may look."""
+        text = f"{PROGRAM}: {error}\n"
+        sys.stderr.write(text)
+        _say_in_podman(text)
+        if self._state:
+            log.write(self._state, self._container, [f"refused: {line.strip()}" for line in str(error).splitlines()])
+
+    def edited(self, config: dict[str, Any], policy_file: str) -> dict[str, Any] | None:
+        """Return the configuration to use; None for the one that came."""
+        known = catalogue.read(self._environ, policy_file=policy_file, state=self._state)
+        annotations = config.get("annotations") or {}
+        selection = select(
+            known.modules,
+            known.policy,
+            annotations=annotations,
+            environ=self._environ,
+            labels=lambda: _labels(config, self._environ),
+        )
+        if not selection.modules and not selection.errors:
+            if selection.rejected:
+                log.write(self._state, self._container, [f"not done: {line}" for line in selection.rejected])
+            return None
+        return self._applied(config, known, selection)
+
+    def _applied(self, config: dict[str, Any], known: catalogue.Catalogue, selection: Selection) -> dict[str, Any]:
+        from . import apply  # noqa: PLC0415 - only when something applies
+        from .planning import Image, Site, make_plan  # noqa: PLC0415 - the same
+        from .policy import in_user_namespace  # noqa: PLC0415 - the same
+        from .tree import DirectoryTree  # noqa: PLC0415 - the same
+
+        env = dict(entry.partition("=")[::2] for entry in config.get("process", {}).get("env") or [])
+        with DirectoryTree(root_of(config)) as root, DirectoryTree("/") as host:
+            site = Site(known.modules, known.policy, host, self._environ, known.trust.doubt)
+            plan = make_plan(site, Image(root, env, config.get("annotations") or {}), selection)
+            errors = [*plan.errors, *apply.conflicts(config, plan)]
+            lines = [f"done: {line}" for line in plan.reasons] + [f"not done: {line}" for line in plan.rejected]
+            log.write(self._state, self._container, lines + [f"warning: {line}" for line in plan.warnings])
+            if errors:
+                raise refusal(errors)
+            apply.copy_files(plan, root)
+        apply.edit(config, plan, rootless=in_user_namespace(), program=program())
+        log.write(self._state, self._container, [f"plan {plan.hash}"])
+        return config
+
+
+def refusal(errors: list[str]) -> SquashmountError:
+    """Return the error that stops a container: the first reason is the sentence, the others follow."""
+    first, *others = errors
+    return SquashmountError(
+        f"The container is not started: {first.removesuffix('.')}.",
+        details="\n".join(f"also: {each}" for each in others),
+        hint="squashmount-hooks plan says more; --annotation squashmount.MODULE=off does without",
+    )
+
+
+def container_id(config: dict[str, Any]) -> str:
+    """Return the container's ID, which Podman writes only into paths (overlay-containers/ID/userdata); or ""."""
+    for mount in config.get("mounts") or []:
+        _, found, rest = str(mount.get("source", "")).partition("/overlay-containers/")
+        name = rest.partition("/")[0]
+        if found and len(name) == 64 and all(char in "0123456789abcdef" for char in name):
+            return name
+    return ""
+
+
+def root_of(config: dict[str, Any]) -> str:
+    """Return the container's root file system. Podman writes an absolute path; UsageError for any other."""
+    path = (config.get("root") or {}).get("path", "")
+    if not isinstance(path, str) or not os.path.isabs(path):
+        raise UsageError(f"The container's configuration names no absolute root.path, but {path!r}.")
+    return path
+
+
+def program() -> str:
+    """Return the path of the program that runs this."""
+    return os.path.join(os.path.dirname(os.path.abspath(sys.executable)), PROGRAM)
+
+
+def _labels(config: dict[str, Any], environ: dict[str, str]) -> dict[str, str]:
+    from .labels import labels_of  # noqa: PLC0415 - only where a module asks
+
+    return labels_of(config, environ)
+
+
+def _say_in_podman(text: str) -> None:
+    # best effort: a socket cannot be opened this way (ENXIO), and another user's process is closed to us
+    try:
+        with open(f"/proc/{os.getppid()}/comm", "rb") as file:
+            if file.read().strip() != b"podman":
+                return
+        fd = os.open(f"/proc/{os.getppid()}/fd/2", os.O_WRONLY | os.O_APPEND | os.O_NOCTTY | os.O_NONBLOCK)
+    except OSError:
+        return
+    try:
+        os.write(fd, text.encode(errors="backslashreplace"))
+    except OSError:
+        return
+    finally:
+        os.close(fd)
