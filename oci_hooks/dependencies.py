@@ -152,7 +152,7 @@ class Dependencies:
         return check_versions(self.host, library, lambda name: self._provider(name, library))
 
     def _provider(self, name: str, library: Library) -> Library | None:
-        if is_glibc(name) and not self.host_glibc:
+        if is_glibc(name) and (not self.host_glibc or self._image_has(name, library) is None):
             return self._image_has(name, library)
         return self._own.get(name) or self.host.find(name, wanted_by=library)
 

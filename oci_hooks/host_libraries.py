@@ -56,4 +56,4 @@ def _follow(rule: "LibraryRule", question: "Question", host: Libraries) -> list[
 
 def host_glibc(question: "Question") -> bool:
     """Return whether the host's C library is put into the container as well."""
-    return "glibc" in getattr(question, "planners", ())
+    return "glibc" in question.planners

@@ -269,6 +269,10 @@ class Libraries:
             ]
         return found
 
+    def cached(self, name: str) -> bool:
+        """Return whether the loader's cache knows a name."""
+        return name in self._cache
+
     def named(self, soname: str) -> list[Library]:
         """Return the libraries of that name in the cache and the loader's directories, the loader's choice first."""
         paths = [

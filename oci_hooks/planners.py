@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 
 class Question(NamedTuple):
-    """What a planner is asked. `image_env` is the container's environment, `environ` the host job's."""
+    """What a planner is asked. `image_env` is the container's environment, `environ` the host job's.
+
+    `planners` are those of all modules that are on: what one does may depend on another's being there.
+    """
 
     module: Module
     image: "Tree"
@@ -24,12 +27,14 @@ class Question(NamedTuple):
     annotations: dict[str, str]
     environ: dict[str, str]
     image_env: dict[str, str]
+    planners: tuple[str, ...] = ()
 
 
 Planner = Callable[[Question], Contribution]
 
 PLANNERS: dict[str, str] = {
     "amd": "amd:plan_amd",
+    "glibc": "glibc:plan_glibc",
     "mpich": "mpi:plan_mpich",
     "nvidia": "nvidia:plan_nvidia",
 }

@@ -60,19 +60,21 @@ def make_plan(site: Site, image: Image, selection: Selection | None = None) -> P
     """Return what is to be done, why, and what is wrong. Errors are in the plan, none is raised for them."""
     chosen = select_for(site, image) if selection is None else selection
     parts = []
+    planners = tuple(module.planner for module in chosen.modules if module.planner)
     for module in chosen.modules:
         parts.append((module.name, _Rules(site, image, module).contribution()))
         named = module.planner or (_RULES_PLANNER if module.libraries else "")
         if named:
-            parts.append((module.name, _planned(named, site, image, module)))
+            parts.append((module.name, _planned(named, site, image, module, planners)))
     return _merged(chosen, parts, site.policy)
 
 
-def _planned(name: str, site: Site, image: Image, module: Module) -> Contribution:
+def _planned(name: str, site: Site, image: Image, module: Module, planners: tuple[str, ...]) -> Contribution:
     plan = planner(name)
     if plan is None:
         return Contribution(errors=(f"the planner {name!r} does not exist in this version",))
-    part = plan(Question(module, image.tree, site.host, site.policy, image.annotations, site.environ, image.env))
+    tables = (image.annotations, site.environ, image.env)
+    part = plan(Question(module, image.tree, site.host, site.policy, *tables, planners))
     rules = _Rules(site, image, module)
     mounts = []
     for mount in part.mounts:
