@@ -107,18 +107,31 @@ def _environment(entries: list[str], plan: Plan) -> list[str]:
     return [f"{name}={value}" for name, value in values.items()]
 
 
-def copy_files(plan: Plan, root: "DirectoryTree") -> None:
+def root_owner(config: dict[str, Any]) -> tuple[int, int]:
+    """Return the uid and gid, as seen by the hook, that are 0 inside the container (`--userns=keep-id` shifts them)."""
+    linux = config.get("linux") or {}
+    return _outside(linux.get("uidMappings") or []), _outside(linux.get("gidMappings") or [])
+
+
+def _outside(mappings: list[dict[str, int]]) -> int:
+    for one in mappings:
+        if one.get("containerID", 0) == 0 and one.get("size", 0) > 0:
+            return one.get("hostID", 0)
+    return 0
+
+
+def copy_files(plan: Plan, root: "DirectoryTree", owner: tuple[int, int] = (0, 0)) -> None:
     """Write the plan's files into the container's root file system. SquashmountError names the one that fails."""
     for copy in plan.copies:
         try:
-            _copy(copy, root)
+            _copy(copy, root, owner)
         except OSError as err:
             raise SquashmountError(
                 f"{copy.source!r} cannot be copied to {copy.target!r} in the container.", details=str(err)
             ) from err
 
 
-def _copy(copy: Copy, root: "DirectoryTree") -> None:
+def _copy(copy: Copy, root: "DirectoryTree", owner: tuple[int, int]) -> None:
     parent, name = os.path.split(copy.target)
     directory = _made_directory(root, parent)
     temporary = f".squashmount-{os.getpid()}"
@@ -131,6 +144,8 @@ def _copy(copy: Copy, root: "DirectoryTree") -> None:
                     rest = memoryview(chunk)
                     while rest:
                         rest = rest[os.write(fd, rest) :]
+            if owner != (0, 0):
+                os.fchown(fd, *owner)
             os.fchmod(fd, int(copy.mode, 8))
         finally:
             os.close(fd)

@@ -114,7 +114,7 @@ class _Run:
             log.write(self._state, self._container, lines + [f"warning: {line}" for line in plan.warnings])
             if errors:
                 raise refusal(errors)
-            apply.copy_files(plan, root)
+            apply.copy_files(plan, root, apply.root_owner(config))
         apply.edit(config, plan, rootless=in_user_namespace(), program=program())
         log.write(self._state, self._container, [f"plan {plan.hash}"])
         return config
