@@ -35,6 +35,11 @@ _PLUGINS = {"libucs": "ucx", "libfabric": "libfabric"}
 """Directories beside a library from which it loads parts of itself."""
 
 
+def is_fabric(name: str) -> bool:
+    """Return whether a library belongs to the host's network or job manager."""
+    return _FABRIC.fullmatch(split_name(name)[0]) is not None
+
+
 @dataclass(frozen=True)
 class Placed:
     """The mounts of the dependencies, and the environment that makes them found."""
@@ -123,7 +128,7 @@ class Dependencies:
         return True
 
     def _is_fabric(self, name: str) -> bool:
-        return name in self._forced or _FABRIC.fullmatch(split_name(name)[0]) is not None
+        return name in self._forced or is_fabric(name)
 
     def _plugins(self) -> dict[str, str]:
         """Return the directories of parts that chosen libraries load by themselves, and choose what the parts need."""

@@ -1,10 +1,18 @@
-"""The host libraries a module lists ([[libraries]]), by path, pattern or SONAME."""
+"""The host libraries a module lists ([[libraries]]), by path, pattern or SONAME, and the planner "libraries" for them.
+
+The planner brings them along as they are: into the private directory at the front of LD_LIBRARY_PATH, and over copies
+of the image that only run paths reach (conda). What is swapped by rules of its own, as MPI, has a planner of its own.
+"""
 
 import re
 from dataclasses import dataclass
+from os.path import dirname
 from typing import TYPE_CHECKING
 
-from .libraries import Libraries, Library
+from .dependencies import Dependencies, is_fabric
+from .libraries import Libraries, Library, split_name
+from .plan import Contribution, Mount
+from .preflight import Finding, Findings, Verdict, same_build, stands_for
 
 if TYPE_CHECKING:
     from .module import LibraryRule
@@ -57,3 +65,55 @@ def _follow(rule: "LibraryRule", question: "Question", host: Libraries) -> list[
 def host_glibc(question: "Question") -> bool:
     """Return whether the host's C library is put into the container as well."""
     return "glibc" in question.planners
+
+
+def plan_libraries(question: "Question") -> Contribution:
+    """Answer for a module that lists libraries and names no planner."""
+    image, host = Libraries(question.image, question.image_env), Libraries(question.host)
+    listed = host_libraries(question, host)
+    if listed.missing:
+        return Contribution(missing=listed.missing)
+    found = Findings()
+    # of several versions that a pattern fits the last
+    libraries = tuple({one.elf.soname: one for one in (*listed.primaries, *listed.others)}.values())
+    _check_machine(image, libraries, found)
+    over = [] if found.hard else _over(image, libraries, found)
+    placed = Dependencies(image, host, [], [], found, extra=libraries, host_glibc=host_glibc(question)).place()
+    warnings = (*found.warnings, *image.problems, *host.problems)
+    if found.hard:
+        return Contribution(missing=tuple(map(str, found.hard)), rejected=tuple(found.rejected), warnings=warnings)
+    return Contribution(
+        mounts=(*over, *placed.mounts),
+        env_prepend=dict(placed.env_prepend),
+        env_set=dict(placed.env_set),
+        reasons=(*(f"{one.path} comes first in the container." for one in libraries), *found.reasons),
+        rejected=tuple(found.rejected),
+        warnings=warnings,
+    )
+
+
+def _check_machine(image: Libraries, libraries: tuple[Library, ...], found: Findings) -> None:
+    libcs = image.named("libc.so.6")
+    for library in libraries:
+        if libcs and all(libc.elf.abi != library.elf.abi for libc in libcs):
+            evidence = f"is for {library.elf.abi_name}, the image for {libcs[0].elf.abi_name}"
+            found.hard.append(Finding(Verdict.WRONG_MACHINE, library.path, evidence))
+
+
+def _over(image: Libraries, libraries: tuple[Library, ...], found: Findings) -> list[Mount]:
+    """Return mounts over copies outside of the loader's directories: programs reach them by run paths."""
+    by_name = {library.elf.soname: library for library in libraries}
+    stems = {split_name(name)[0] for name in by_name}
+    known = {*image.defaults, *image.path}
+    mounts: dict[str, Mount] = {}
+    for copy in image.copies(lambda name: split_name(name)[0] in stems):
+        library = by_name.get(copy.elf.soname)
+        if library is None or library.elf.abi != copy.elf.abi or dirname(copy.real) in known:
+            continue
+        if same_build(library, copy) or copy.real in mounts:
+            continue
+        if stands_for(library, copy) or is_fabric(copy.elf.soname):
+            mounts[copy.real] = Mount(library.real, copy.real, create="none")
+        else:
+            found.rejected.append(f"{copy.path} stays the image's: it is newer than the host's {library.path}.")
+    return list(mounts.values())

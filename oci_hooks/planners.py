@@ -35,6 +35,7 @@ Planner = Callable[[Question], Contribution]
 PLANNERS: dict[str, str] = {
     "amd": "amd:plan_amd",
     "glibc": "glibc:plan_glibc",
+    "libraries": "host_libraries:plan_libraries",
     "mpich": "mpi:plan_mpich",
     "nvidia": "nvidia:plan_nvidia",
 }
