@@ -6,7 +6,7 @@ isolation techniques" and "Running ROCm Docker containers". Not seen here: hardw
 
 from squashmount.lean import TYPE_CHECKING
 
-from .gpu import Gpu, select
+from .gpu import Gpu, none_here, select
 from .plan import Contribution, Device
 
 if TYPE_CHECKING:
@@ -23,10 +23,10 @@ def plan_amd(question: "Question") -> Contribution:
     """Return the nodes of the GPUs that the job got."""
     host, environ = question.host, question.environ
     if host.kind(_KFD) != "other":
-        return Contribution(missing=(f"no AMD GPU: the host has no {_KFD}",))
+        return none_here(question, f"no AMD GPU: the host has no {_KFD}")
     gpus = read_gpus(host)
     if not gpus:
-        return Contribution(missing=("no AMD GPU: the host has no /dev/dri/renderD128 and so on",))
+        return none_here(question, "no AMD GPU: the host has no /dev/dri/renderD128 and so on")
     chosen = select(gpus, _by_index(gpus, environ), "ROCR_VISIBLE_DEVICES")
     if chosen.errors or not chosen.gpus:
         return Contribution(errors=chosen.errors, reasons=chosen.reasons)

@@ -3,7 +3,12 @@
 Pure functions. `nvidia` and `amd` find the GPUs and say what to inject.
 """
 
-from squashmount.lean import NamedTuple
+from squashmount.lean import TYPE_CHECKING, NamedTuple
+
+from .plan import Contribution
+
+if TYPE_CHECKING:
+    from .planners import Question
 
 # what schedulers and container tools write for "no GPU"
 _NONE = ("", "NoDevFiles", "none", "void", "-1")
@@ -26,6 +31,13 @@ class Selection(NamedTuple):
     value: str = ""
     reasons: tuple[str, ...] = ()
     errors: tuple[str, ...] = ()
+
+
+def none_here(question: "Question", why: str) -> Contribution:
+    """Say that the host has no such GPU: what `auto` passes over, and who asks for this vendor must know."""
+    if question.annotations.get("squashmount.gpu") == "auto":
+        return Contribution(rejected=(why,))
+    return Contribution(missing=(why,))
 
 
 def numbers(text: str) -> "tuple[int, ...]":

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from .dependencies import Dependencies, is_fabric
 from .libraries import Libraries, Library, split_name
 from .plan import Contribution, Mount
+from .plugins import by_file_name, newest, providers
 from .preflight import Finding, Findings, Verdict, same_build, stands_for
 
 if TYPE_CHECKING:
@@ -23,11 +24,12 @@ _VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})", re.ASCII)
 
 @dataclass(frozen=True)
 class Listed:
-    """What the rules come to: `others` are dependencies and providers; `missing` says what is not on the host."""
+    """What the rules come to: `others` are no primaries, of them `providers` plugins; `missing` is not on the host."""
 
     primaries: tuple[Library, ...]
     others: tuple[Library, ...]
     missing: tuple[str, ...]
+    providers: tuple[Library, ...] = ()
 
 
 def host_libraries(question: "Question", host: Libraries) -> Listed:
@@ -35,12 +37,14 @@ def host_libraries(question: "Question", host: Libraries) -> Listed:
     primaries: list[Library] = []
     others: list[Library] = []
     missing: list[str] = []
+    plugins: list[Library] = []
     for rule in question.module.libraries:
         found = _follow(rule, question, host)
         if not found and not rule.optional:
             missing.append(f"The library {rule.path or rule.soname} of the module is not on this host.")
         (primaries if rule.role == "primary" else others).extend(found)
-    return Listed(tuple(primaries), tuple(others), tuple(missing))
+        plugins += found if rule.role == "provider" else []
+    return Listed(tuple(primaries), tuple(others), tuple(missing), tuple(plugins))
 
 
 def _follow(rule: "LibraryRule", question: "Question", host: Libraries) -> list[Library]:
@@ -74,19 +78,22 @@ def plan_libraries(question: "Question") -> Contribution:
     if listed.missing:
         return Contribution(missing=listed.missing)
     found = Findings()
-    # of several versions that a pattern fits the last
-    libraries = tuple({one.elf.soname: one for one in (*listed.primaries, *listed.others)}.values())
-    _check_machine(image, libraries, found)
+    plugins = newest(listed.providers)
+    libraries = newest(one for one in (*listed.primaries, *listed.others) if one not in listed.providers)
+    _check_machine(image, (*libraries, *plugins), found)
     over = [] if found.hard else _over(image, libraries, found)
-    placed = Dependencies(image, host, [], [], found, extra=libraries, host_glibc=host_glibc(question)).place()
+    glibc = host_glibc(question)
+    placed = Dependencies(image, host, list(plugins), [], found, extra=libraries, host_glibc=glibc).place()
+    named = [*placed.mounts, *by_file_name(libraries, placed.mounts)]
+    beside, told = providers(plugins, image, named)
     warnings = (*found.warnings, *image.problems, *host.problems)
     if found.hard:
         return Contribution(missing=tuple(map(str, found.hard)), rejected=tuple(found.rejected), warnings=warnings)
     return Contribution(
-        mounts=(*over, *placed.mounts),
+        mounts=(*over, *named, *beside),
         env_prepend=dict(placed.env_prepend),
-        env_set=dict(placed.env_set),
-        reasons=(*(f"{one.path} comes first in the container." for one in libraries), *found.reasons),
+        env_set={**placed.env_set, **told},
+        reasons=(*(f"{one.path} comes first in the container." for one in (*libraries, *plugins)), *found.reasons),
         rejected=tuple(found.rejected),
         warnings=warnings,
     )

@@ -8,7 +8,7 @@ CUDA compatibility guide. Not seen here: hardware. Everything is tested with mad
 from squashmount.lean import TYPE_CHECKING, Any, Iterable, NamedTuple
 
 from . import cdi, cuda
-from .gpu import Gpu, Selection, select, tokens
+from .gpu import Gpu, Selection, none_here, select, tokens
 from .plan import Contribution, Device
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def plan_nvidia(question: "Question") -> Contribution:
     """Return what the container needs for the GPUs of its job."""
     host = read_host(question.host)
     if not host.gpus:
-        return Contribution(missing=("no NVIDIA GPU: the host has no /dev/nvidia0 and so on",))
+        return none_here(question, "no NVIDIA GPU: the host has no /dev/nvidia0 and so on")
     chosen = choose(host, question.environ)
     if chosen.errors or not chosen.gpus:
         return Contribution(errors=chosen.errors, reasons=chosen.reasons)

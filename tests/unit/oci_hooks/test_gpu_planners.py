@@ -64,11 +64,18 @@ def image(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def planned(host: Path, image: Path) -> Planned:
-    def planned(environ: dict[str, str] | None = None, *, kind: str = "nvidia", **image_env: str) -> Contribution:
+    def planned(
+        environ: dict[str, str] | None = None,
+        *,
+        kind: str = "nvidia",
+        annotations: dict[str, str] | None = None,
+        **image_env: str,
+    ) -> Contribution:
         plan = planner(kind)
         assert plan is not None
         with DirectoryTree(str(host)) as host_tree, DirectoryTree(str(image)) as image_tree:
-            question = Question(Module("gpu"), image_tree, host_tree, Policy(), {}, environ or {}, image_env)
+            given = annotations or {}
+            question = Question(Module("gpu"), image_tree, host_tree, Policy(), given, environ or {}, image_env)
             return plan(question)
 
     return planned
@@ -183,6 +190,11 @@ def test_what_is_missing_is_named(planned: Planned, host: Path) -> None:
     for name in ("nvidia0", "nvidia1"):
         (host / "dev" / name).unlink()
     assert "no NVIDIA GPU" in planned().missing[0]
+    # a site with two kinds of nodes asks for whatever is there
+    for kind in ("nvidia", "amd"):
+        part = planned(kind=kind, annotations={"squashmount.gpu": "auto"})
+        assert not part.missing
+        assert "no " in part.rejected[0]
 
 
 def test_a_link_to_nothing_in_the_image_leaves_that_file_out(planned: Planned, image: Path) -> None:
