@@ -13,6 +13,7 @@ from squashmount.errors import UsageError
 VARIABLE = re.compile(r"\$(?:\{([A-Za-z_]\w*)\}|([A-Za-z_]\w*))")
 _MODULE_NAME = re.compile(r"[^a-z0-9._-]+")
 _NO_DEVICES = ("/dev/shm", "/dev/mqueue", "/dev/hugepages", "/dev/log", "/dev/pts")  # noqa: S108 - names of mounts
+_FORBIDDEN = ("/proc", "/sys", "/dev", "/etc", "/etc/passwd", "/etc/group", "/etc/shadow", "/run", "/run/secrets")
 # what belongs to the system cannot be written by the user who starts the container
 _SYSTEM = re.compile(r"/(usr|opt|etc|lib|lib32|lib64|bin|sbin|cvmfs)(/|$)")
 LITERAL = "podman-hpc, Sarus and Shifter take $ as it stands, a module would put the variable in"
@@ -75,11 +76,17 @@ class Draft:
         options: Sequence[str] = (),
         optional: bool = False,
         create: str = "auto",
-    ) -> None:
-        """Add a mount, or the device when that is what `source` names. Without options a system path is read-only."""
+    ) -> str:
+        """Add a mount, or the device when that is what `source` names; return why it has no translation, or "".
+
+        Without options a system path is read-only.
+        """
         if source.startswith("/dev/") and not source.startswith(_NO_DEVICES) and _same_place(source, target):
             self.device(source)
-            return
+            return ""
+        why = _podmans_own(target or source)
+        if why:
+            return why
         self.allow(source, target)
         entry: dict[str, Any] = {"source": source}
         if target and target != source:
@@ -95,6 +102,7 @@ class Draft:
             entry["create"] = create
         if entry not in self.mounts:
             self.mounts.append(entry)
+        return ""
 
     def device(self, path: str, *, permissions: str = "rw") -> None:
         """Add a device node (a pattern is allowed). It is optional: a missing device never stops a job."""
@@ -163,6 +171,16 @@ class Draft:
         return head + tomlkit.dumps(_given(whole))
 
 
+def _podmans_own(target: str) -> str:
+    """Return why nothing can be mounted there: the default policy forbids it."""
+    if target.startswith(("/dev/shm", "/dev/mqueue")):  # noqa: S108 - the name of a mount
+        return 'of Podman: --ipc=host, or ipcns = "host" in a containers.conf module'
+    path = target.rstrip("/") or "/"
+    if path in {"/", *_FORBIDDEN} or path.startswith(("/proc/", "/sys/", "/dev/")):
+        return f"{path} is Podman's, and forbidden to modules"
+    return ""
+
+
 def _given(table: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in table.items() if value}
 
@@ -223,7 +241,9 @@ def collect(drafts: Iterable[Draft], logs: Iterable[Log]) -> Translated:
                 hint="rename one, or import them into two directories",
             )
         modules[draft.name] = draft.text()
-    return Translated(modules, tuple(entry for log in logs for entry in log.entries))
+    return Translated(
+        modules, tuple(entry for log in logs for entry in sorted(log.entries, key=lambda each: each.line))
+    )
 
 
 def module_name(text: str) -> str:

@@ -38,7 +38,7 @@ def _file(log: Log) -> Draft:
         raise UsageError(f"{log.file} is not TOML.", details=str(err)) from err
     lines = Lines(text)
     name = module_name(stem(log.file))
-    draft = Draft(name, f"from the environment definition {stem(log.file)}", annotations=[f"squashmount.{name}=on"])
+    draft = Draft(name, f"from the environment definition {stem(log.file)}")
     draft.notes.append(f"--environment={stem(log.file)} is now: podman run --annotation squashmount.{name}=on IMAGE")
     bases = given.pop("base_environment", [])
     draft.requires += [module_name(stem(base)) for base in ([bases] if isinstance(bases, str) else bases)]
@@ -79,7 +79,9 @@ def _mount(entry: str, line: int, draft: Draft, log: Log) -> None:
         else:
             log.add(line, f"mounts {entry}: {flag}", "not an option of a module's mount")
     create = next((flag.partition("=")[2] for flag in re.split(r"[+,]", flags) if flag.startswith("x-create=")), "auto")
-    draft.mount(source, target or source, options=kept, create=create)
+    why = draft.mount(source, target or source, options=kept, create=create)
+    if why:
+        log.add(line, f"mounts {entry}", why)
 
 
 def _environment(name: str, value: str, line: int, draft: Draft, log: Log) -> None:

@@ -97,7 +97,7 @@ def _fstab(text: str, draft: Draft, log: Log) -> None:
         else:
             unknown = _mount(source, target, options, draft)
             if unknown:
-                log.add(line, f"{entry}: {unknown}", "no path of the host, or not an option of a module's mount")
+                log.add(line, entry, unknown)
 
 
 def _mount(source: str, target: str, options: list[str], draft: Draft) -> str:
@@ -109,11 +109,11 @@ def _mount(source: str, target: str, options: list[str], draft: Draft) -> str:
         elif option.startswith("x-create="):
             create = option.partition("=")[2]
         elif option not in {"bind", "rbind", "nofail", "silent", "private", "rprivate", "slave", "rslave", "defaults"}:
-            unknown.append(option)
+            unknown.append(f"{option} is not an option of a module's mount")
     if not source.startswith(("/", "$")):
-        return source
-    draft.mount(source, target, options=kept, optional="nofail" in options, create=create)
-    return " ".join(unknown)
+        return f"{source} is no path of the host: --volume of podman run"
+    why = draft.mount(source, target, options=kept, optional="nofail" in options, create=create)
+    return why or ", ".join(unknown)
 
 
 def _conf(text: str, draft: Draft, log: Log) -> None:

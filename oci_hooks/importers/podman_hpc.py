@@ -62,7 +62,6 @@ def _module(log: Log) -> Draft:
     if "help" in fields:
         draft.help = str(fields["help"].value)
     option = str(fields["cli_arg"].value) if "cli_arg" in fields else name
-    draft.annotations.append(f"squashmount.{draft.name}=on")
     draft.notes.append(f"podman-hpc run --{option} is now: podman run --annotation squashmount.{draft.name}=on")
     if "env" in fields:
         draft.env_set[str(fields["env"].value)] = "1"
@@ -132,7 +131,9 @@ def _argument(option: str, value: str, line: int, draft: Draft, log: Log) -> Non
         source, _, rest = value.partition(":")
         target, _, flags = rest.partition(":")
         options = [flag for flag in flags.split(",") if flag]
-        draft.mount(source, target or source, options=options)
+        why = draft.mount(source, target or source, options=options)
+        if why:
+            log.add(line, said, why)
     elif option == "--device":
         draft.device(value.partition(":")[0])
     elif option in _CONTAINERS_CONF:
@@ -167,4 +168,6 @@ def _rule(rule: str, line: int, draft: Draft, log: Log) -> None:
         log.add(line, rule, "a pattern in the destination")
         return
     # a bind instead of a copy shows the same file, and needs no writable layer
-    draft.mount(source, target, optional=True)
+    why = draft.mount(source, target, optional=True)
+    if why:
+        log.add(line, rule, why)

@@ -152,7 +152,9 @@ def _mount(text: str, line: int, draft: Draft, log: Log) -> None:
     elif _PROVIDERS in target:
         log.add(line, text, "the image's provider directory is known to libraries of the role provider only")
     else:
-        draft.mount(source, target, options=("ro",) if "readonly" in fields else ())
+        why = draft.mount(source, target, options=("ro",) if "readonly" in fields else ())
+        if why:
+            log.add(line, text, why)
 
 
 def _device(text: str, line: int, draft: Draft, log: Log) -> None:
@@ -174,8 +176,9 @@ def _mpi_hook(environ: dict[str, str], lines: Lines, draft: Draft, log: Log) -> 
     for name, role in (("MPI_LIBS", "primary"), ("MPI_DEPENDENCY_LIBS", "dependency")):
         draft.libraries += [{"path": path, "role": role} for path in environ.get(name, "").split(":") if path]
     for path in environ.get("BIND_MOUNTS", "").split(":"):
-        if path:
-            draft.mount(path)
+        why = draft.mount(path) if path else ""
+        if why:
+            log.add(lines.of("BIND_MOUNTS", path), f"BIND_MOUNTS {path}", why)
     strictness = environ.get("MPI_COMPATIBILITY_TYPE")
     if strictness:
         why = "how much older the host's MPI may be is the site policy: mpi_mismatch in hooks.toml"
@@ -214,4 +217,6 @@ def _mount_of_site(entry: dict[str, Any], options: tuple[str, ...], lines: Lines
     if entry.get("type") != "bind" or not source or not target:
         log.add(lines.of('"siteMounts"', json.dumps(source)), f"siteMounts {source}", "Sarus mounts type bind only")
         return
-    draft.mount(source, target, options=options)
+    why = draft.mount(source, target, options=options)
+    if why:
+        log.add(lines.of('"siteMounts"', json.dumps(source)), f"siteMounts {source}", why)

@@ -63,7 +63,6 @@ def _file(log: Log) -> list[Draft]:
 
 def _draft(name: str) -> Draft:
     draft = Draft(module_name(name), f"from Shifter's module {name}")
-    draft.annotations.append(f"squashmount.{draft.name}=on")
     draft.notes.append(f"shifter --module={name} is now: podman run --annotation squashmount.{draft.name}=on")
     return draft
 
@@ -123,4 +122,6 @@ def _file_system(entry: str, line: int, draft: Draft, log: Log) -> None:
             return
         elif flag not in {"rec", "slave", ""}:
             log.add(line, f"siteFs {entry}: {flag}", "not a flag that Shifter reads")
-    draft.mount(source, target, options=options)
+    why = draft.mount(source, target, options=options)
+    if why:
+        log.add(line, f"siteFs {entry}", why)

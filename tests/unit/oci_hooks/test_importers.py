@@ -13,6 +13,10 @@ from peers import PODMAN_HPC
 from squashmount.oci_hooks.cli import main
 from squashmount.oci_hooks.importers import KINDS, Translated, translate
 from squashmount.oci_hooks.module import load
+from squashmount.oci_hooks.plan import Plan
+from squashmount.oci_hooks.planning import Image, Site, make_plan
+from squashmount.oci_hooks.policy import Policy
+from squashmount.oci_hooks.tree import DirectoryTree
 
 from squashmount.errors import UsageError
 
@@ -39,6 +43,16 @@ def checked(result: Translated, tmp_path: Path) -> dict[str, dict[str, Any]]:
         assert load(str(path)).name == name
         tables[name] = tomllib.loads(text)
     return tables
+
+
+def planned(tmp_path: Path, name: str) -> Plan:
+    """Plan an imported module on a host and for an image that have nothing."""
+    for empty in ("host", "image"):
+        (tmp_path / empty).mkdir(exist_ok=True)
+    with DirectoryTree(str(tmp_path / "host")) as host, DirectoryTree(str(tmp_path / "image")) as image:
+        one = load(str(tmp_path / f"{name}.toml"))
+        site = Site({name: one}, Policy(), host, dict.fromkeys(one.allow_env, "/none"))
+        return make_plan(site, Image(image, {}, {f"squashmount.{name}": "on"}))
 
 
 def lost(result: Translated) -> dict[tuple[str, int], str]:
@@ -90,7 +104,8 @@ def test_podman_hpc(write: Write, tmp_path: Path) -> None:
     assert module["help"] == "The site's MPI"
     assert module["conflicts"] == ["slow-mpi"]
     assert module["requires"] == ["fabric"]
-    assert module["when"] == {"annotation": ["squashmount.fast-mpi=on"]}
+    assert "when" not in module, "on by its name"
+    assert "--annotation squashmount.fast-mpi=on" in result.modules["fast-mpi"]
     assert module["ldconfig"] is True
     assert module["env"] == {
         "pass": ["SLURM_JOB_ID"],
@@ -103,14 +118,13 @@ def test_podman_hpc(write: Write, tmp_path: Path) -> None:
         {"source": "/data"},
         {"source": str(tmp_path / "in/etc/ld.conf"), "target": "/etc/ld.so.conf.d/m.conf", "options": writable}
         | {"optional": True},
-        {"source": "/dev/shm", "options": writable, "optional": True},
         {"source": "$SCRATCH", "options": writable, "optional": True},
         {"source": "$HOME/.cache", "target": "/cache", "options": writable, "optional": True},
         {"source": "/usr/lib64/libcuda*", "target": "/usr/lib64/", "optional": True},
     ]
     assert module["devices"] == [{"path": "/dev/fuse"}, {"path": "/dev/cxi*"}]
     gone = lost(result)
-    assert sorted(line for _, line in gone) == [4, 9, 14, 17, 18, 19, 20, 29, 30, 31]
+    assert sorted(line for _, line in gone) == [4, 9, 14, 17, 18, 19, 20, 25, 29, 30, 31]
     assert "podman exec" in gone["mpi.yaml", 9]
     assert 'ipcns = "host" in [containers]' in gone["mpi.yaml", 17]
     assert 'userns = "keep-id"' in gone["mpi.yaml", 18]
@@ -132,6 +146,7 @@ def test_what_podman_hpc_ships_is_imported(tmp_path: Path) -> None:
     assert modules["cvmfs"]["mounts"][-1] == {"source": "/cvmfs", "optional": True}
     lines = {str(one).partition(" ")[0] for one in result.untranslated if "--privileged" in one.what}
     assert len(lines) == 4, "each file that says --privileged"
+    assert not [error for name in modules for error in planned(tmp_path, name).errors]
 
 
 SARUS_MOUNT = {
@@ -310,11 +325,11 @@ def test_shifter(write: Write, tmp_path: Path) -> None:
     assert site["env"]["set"] == {"SHIFTER_RUNTIME": "1"}
     assert site["env"]["append"] == {"PATH": "/opt/udiImage/bin"}
     assert site["env"]["unset"] == ["LOADEDMODULES", "_LMFILES_"]
-    assert modules["mpich"]["when"] == {"always": True, "annotation": ["squashmount.mpich=on"]}
+    assert modules["mpich"]["when"] == {"always": True}
     assert modules["mpich"]["mounts"] == [{"source": "/shared/mpich", "target": "/opt/udiImage/modules/mpich"}]
     assert modules["mpich"]["conflicts"] == ["openmpi"]
     assert modules["cvmfs"]["mounts"] == [{"source": "/cvmfs_nfs", "target": "/cvmfs"}]
-    assert modules["cvmfs"]["when"] == {"annotation": ["squashmount.cvmfs=on"]}
+    assert "when" not in modules["cvmfs"], "on by its name"
     gone = lost(result)
     assert sorted(line for _, line in gone) == [2, 3, 5, 8, 9, 13, 14, 18]
     assert "perNodeCache" in gone["udiRoot.conf", 3]
@@ -362,7 +377,6 @@ def test_edf(write: Write, tmp_path: Path) -> None:
     module = checked(result, tmp_path)["train"]
     assert module["requires"] == ["common", "pytorch", "libfabric-cxi", "nccl-plugin"]
     assert module["allow_env"] == ["SCRATCH"]
-    assert module["when"] == {"annotation": ["squashmount.train=on"]}
     assert module["mounts"] == [
         {"source": "${SCRATCH}", "target": "/scratch", "options": ["rw", "nosuid", "nodev"]},
         {"source": "/store/models", "target": "/models"},
@@ -389,6 +403,7 @@ tmpfs /tmp tmpfs x-create=dir,rw
 /etc/localtime /etc/localtime none x-create=file,bind,ro,nosuid,nodev,nofail,silent
 /etc/hosts /etc/hosts none x-create=file,bind,ro
 ${SCRATCH} /scratch rbind,rw,x-move
+/data /data none x-create=dir,bind,rw,nosuid,nodev,noexec
 /sw
 """
     files = [
@@ -403,16 +418,16 @@ ${SCRATCH} /scratch rbind,rw,x-move
     assert sorted(modules) == ["10-site", "10-system", "enroot-site"]
     assert all(module["when"] == {"always": True} for module in modules.values())
     assert modules["10-system"]["mounts"] == [
-        {"source": "/dev/shm", "options": ["rw", "nosuid", "nodev", "noexec"], "create": "dir"},
         {"source": "/etc/localtime", "optional": True, "create": "file"},
         {"source": "${SCRATCH}", "target": "/scratch", "options": ["rw", "nosuid", "nodev"]},
+        {"source": "/data", "options": ["rw", "nosuid", "nodev", "noexec"], "create": "dir"},
     ]
     assert modules["10-site"]["env"] == {"pass": ["TERM"], "set": {"SITE": "alps", "CACHE": "${SCRATCH}/c"}}
     assert modules["enroot-site"]["requires"] == ["home"]
     gone = lost(result)
     assert sorted(gone) == [
         ("10-site.env", 4),
-        *(("10-system.fstab", line) for line in (2, 3, 6, 7, 8)),
+        *(("10-system.fstab", line) for line in (2, 3, 4, 6, 7, 9)),
         ("70-own.sh", 1),
         ("98-nvidia.sh", 1),
         ("enroot.conf", 3),
