@@ -17,6 +17,8 @@ from .selection import Selection, select
 
 PROGRAM = "squashmount-hook"
 
+_SYS_PIDFD_GETFD = 438  # the same number on every architecture
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run as a hook and return the exit code; every other than 0 has its reason on stderr."""
@@ -38,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _precreate(policy_file: str) -> int:
     text = sys.stdin.buffer.read()
-    run = _Run(dict(os.environ))
+    run = _Run(job_environment())
     try:
         config = _parsed(text)
         run.begin(config)
@@ -159,13 +161,23 @@ def _labels(config: dict[str, Any], environ: dict[str, str]) -> dict[str, str]:
     return labels_of(config, environ)
 
 
-def _say_in_podman(text: str) -> None:
-    # best effort: a socket cannot be opened this way (ENXIO), and another user's process is closed to us
+def job_environment() -> dict[str, str]:
+    """Return the environment of the host job: Podman's own. It starts hooks with an empty one."""
     try:
-        with open(f"/proc/{os.getppid()}/comm", "rb") as file:
-            if file.read().strip() != b"podman":
-                return
-        fd = os.open(f"/proc/{os.getppid()}/fd/2", os.O_WRONLY | os.O_APPEND | os.O_NOCTTY | os.O_NONBLOCK)
+        with open(f"/proc/{os.getppid()}/environ", "rb") as file:
+            entries = file.read().split(b"\0")
+    except OSError:
+        entries = []
+    parent = dict(os.fsdecode(entry).partition("=")[::2] for entry in entries if b"=" in entry)
+    return {**parent, **os.environ}
+
+
+def _say_in_podman(text: str) -> None:
+    """Write to the stderr of Podman where ours was thrown away; best effort."""
+    try:
+        if os.fstat(2).st_rdev != os.stat(os.devnull).st_rdev:
+            return
+        fd = _descriptor_of(os.getppid(), 2)
     except OSError:
         return
     try:
@@ -174,3 +186,15 @@ def _say_in_podman(text: str) -> None:
         return
     finally:
         os.close(fd)
+
+
+def _descriptor_of(pid: int, number: int) -> int:
+    """Return a copy of another process's descriptor (pidfd_getfd(2), Linux 5.6): pipes of others cannot be opened."""
+    import ctypes  # noqa: PLC0415 - only where something went wrong
+
+    process = os.pidfd_open(pid)
+    try:
+        fd: int = ctypes.CDLL(None, use_errno=True).syscall(_SYS_PIDFD_GETFD, process, number, 0)
+    finally:
+        os.close(process)
+    return fd if fd >= 0 else os.open(f"/proc/{pid}/fd/{number}", os.O_WRONLY | os.O_APPEND | os.O_NOCTTY)
