@@ -5,7 +5,7 @@ Sources: /proc/driver/nvidia (driver README, "Proc interface"), MIG user guide (
 CUDA compatibility guide. Not seen here: hardware. Everything is tested with made-up nodes and real ELF files.
 """
 
-from squashmount.lean import TYPE_CHECKING, Any, Iterable, NamedTuple
+from squashmount.lean import TYPE_CHECKING, Any, Callable, Iterable, NamedTuple
 
 from . import cdi, cuda
 from .gpu import Gpu, Selection, none_here, select, tokens
@@ -42,7 +42,7 @@ def plan_nvidia(question: "Question") -> Contribution:
     if judged.missing:
         return judged._replace(reasons=chosen.reasons)
     problems: list[str] = []
-    spec, origin = vendor_spec(question.host, chosen, problems)
+    spec, origin = vendor_spec(question.host, chosen, problems, question.doubt)
     if spec is None:
         spec, origin = cdi.generate(question.host, host.gpus, host.driver, LIBRARIES), "found on the host"
         if not any("/libcuda.so" in mount["containerPath"] for mount in spec["containerEdits"]["mounts"]):
@@ -189,12 +189,18 @@ def _newer(compat: str, driver: str) -> bool:
     return bool(compat and driver) and cuda.version(compat)[:1] > cuda.version(driver)[:1]
 
 
-def vendor_spec(host: "Tree", chosen: Selection, problems: list[str]) -> "tuple[dict[str, Any] | None, str]":
+def vendor_spec(
+    host: "Tree", chosen: Selection, problems: list[str], doubt: Callable[[str], str]
+) -> "tuple[dict[str, Any] | None, str]":
     """Return the CDI file of the vendor's tool if it is of this driver and knows these GPUs, and where it is."""
     for path, spec in cdi.specs(host, cdi.KIND, problems):
-        if _names(spec, chosen):
+        why = doubt(path)
+        if why:
+            problems.append(f"{path} is not trusted: {why}")
+        elif _names(spec, chosen):
             return spec, f"by {path}"
-        problems.append(f"{path} does not know the GPUs of this job")
+        else:
+            problems.append(f"{path} does not know the GPUs of this job")
     return None, ""
 
 

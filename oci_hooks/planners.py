@@ -14,10 +14,17 @@ if TYPE_CHECKING:
     from .tree import Tree
 
 
+def trusting(_path: str) -> str:
+    """Doubt nothing."""
+    return ""
+
+
 class Question(NamedTuple):
     """What a planner is asked. `image_env` is the container's environment, `environ` the host job's.
 
-    `planners` are those of all modules that are on: what one does may depend on another's being there.
+    `planners` are those of all modules that are on: what one does may depend on another's being there. `doubt` says why
+    a file of the host is not to be trusted: what a planner is told by a file, somebody else could have written. The
+    sources of mounts and the programs of hooks that it returns are checked for it.
     """
 
     module: Module
@@ -28,6 +35,7 @@ class Question(NamedTuple):
     environ: dict[str, str]
     image_env: dict[str, str]
     planners: tuple[str, ...] = ()
+    doubt: Callable[[str], str] = trusting
 
 
 Planner = Callable[[Question], Contribution]

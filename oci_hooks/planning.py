@@ -6,7 +6,7 @@ from squashmount.lean import TYPE_CHECKING, Callable, Iterable, NamedTuple, Type
 
 from .module import CopyRule, DeviceRule, HookRule, Module, MountRule
 from .plan import Contribution, Copy, Device, Hook, Mount, Plan
-from .planners import Question, planner
+from .planners import Question, planner, trusting
 from .policy import Policy
 from .selection import Selection, select
 
@@ -19,10 +19,6 @@ _RULES_PLANNER = "libraries"
 """The planner of modules that list libraries and name none."""
 
 
-def _trusting(_path: str) -> str:
-    return ""
-
-
 class Site(NamedTuple):
     """The host's side: modules by name, policy, files, the job's environment; `doubt` says why a file is no good."""
 
@@ -30,7 +26,7 @@ class Site(NamedTuple):
     policy: Policy
     host: "Tree"
     environ: dict[str, str]
-    doubt: Callable[[str], str] = _trusting
+    doubt: Callable[[str], str] = trusting
 
 
 class Image(NamedTuple):
@@ -74,16 +70,18 @@ def _planned(name: str, site: Site, image: Image, module: Module, planners: tupl
     if plan is None:
         return Contribution(errors=(f"the planner {name!r} does not exist in this version",))
     tables = (image.annotations, site.environ, image.env)
-    part = plan(Question(module, image.tree, site.host, site.policy, *tables, planners))
+    part = plan(Question(module, image.tree, site.host, site.policy, *tables, planners, site.doubt))
     rules = _Rules(site, image, module)
     mounts = []
-    for mount in part.mounts:
-        try:
+    try:
+        for hook in part.hooks:
+            rules.check_trust(hook.path)
+        for mount in part.mounts:
             rules.check_trust(mount.source)
             target = rules.destination(mount.target, mount.create, site.host.kind(mount.source))
             mounts.append(mount._replace(target=target))
-        except _StopError as stop:
-            return part._replace(mounts=(), errors=(*part.errors, stop.why))
+    except _StopError as stop:
+        return part._replace(mounts=(), errors=(*part.errors, stop.why))
     return part._replace(mounts=tuple(mounts))
 
 

@@ -11,7 +11,7 @@ from elf_files import library, link
 from squashmount.oci_hooks import amd, cdi, nvidia
 from squashmount.oci_hooks.module import Module
 from squashmount.oci_hooks.plan import Contribution, Device, Hook, Mount
-from squashmount.oci_hooks.planners import PLANNERS, Question, planner
+from squashmount.oci_hooks.planners import PLANNERS, Question, planner, trusting
 from squashmount.oci_hooks.policy import Policy
 from squashmount.oci_hooks.tree import DirectoryTree
 
@@ -69,13 +69,15 @@ def planned(host: Path, image: Path) -> Planned:
         *,
         kind: str = "nvidia",
         annotations: dict[str, str] | None = None,
+        doubt: Callable[[str], str] = trusting,
         **image_env: str,
     ) -> Contribution:
         plan = planner(kind)
         assert plan is not None
         with DirectoryTree(str(host)) as host_tree, DirectoryTree(str(image)) as image_tree:
             given = annotations or {}
-            question = Question(Module("gpu"), image_tree, host_tree, Policy(), given, environ or {}, image_env)
+            variables = (environ or {}, image_env)
+            question = Question(Module("gpu"), image_tree, host_tree, Policy(), given, *variables, doubt=doubt)
             return plan(question)
 
     return planned
@@ -266,6 +268,13 @@ def test_a_vendors_file_of_another_driver_is_passed_over(
     part = planned()
     assert Mount(f"/usr/lib64/libcuda.so.{DRIVER}", f"{LIBRARIES}/libcuda.so.1") in part.mounts
     assert any(why in text for text in part.rejected)
+
+
+def test_a_cdi_file_that_somebody_else_could_have_written_is_passed_over(planned: Planned, host: Path) -> None:
+    vendor(host, "etc/cdi/nvidia.json")
+    part = planned(doubt=lambda path: "everybody can write it" if path.endswith(".json") else "")
+    assert not part.hooks
+    assert any("nvidia.json is not trusted: everybody can write it" in text for text in part.rejected)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "kind: [", ""])

@@ -18,7 +18,7 @@ from squashmount.oci_hooks.planning import Image, Site, make_plan
 from squashmount.oci_hooks.policy import Policy
 from squashmount.oci_hooks.tree import DirectoryTree
 
-from squashmount.errors import UsageError
+from squashmount.errors import ToolError, UsageError
 
 Write = Callable[[str, str], str]
 
@@ -129,6 +129,13 @@ def test_podman_hpc(write: Write, tmp_path: Path) -> None:
     assert 'ipcns = "host" in [containers]' in gone["mpi.yaml", 17]
     assert 'userns = "keep-id"' in gone["mpi.yaml", 18]
     assert "color" in gone["mpi.yaml", 31]
+
+
+def test_without_a_yaml_reader(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    with pytest.raises(ToolError) as caught:
+        translate("podman-hpc", [write("mpi.yaml", HPC)])
+    assert "squashmount[import]" in caught.value.hint
 
 
 def test_what_podman_hpc_ships_is_imported(tmp_path: Path) -> None:

@@ -280,6 +280,14 @@ def test_a_planner_adds_to_the_plan(planned: Planning, monkeypatch: pytest.Monke
     assert "forbidden" in planned(on("a", planner="mine"), policy={"forbidden": ("/lib",)}).errors[0]
 
 
+def test_a_planners_hook_must_be_a_trusted_file(planned: Planning, monkeypatch: pytest.MonkeyPatch) -> None:
+    hook = Hook("createContainer", "/opt/hook")
+    monkeypatch.setattr(planning, "planner", {"mine": lambda _: Contribution(hooks=(hook,))}.get)
+    assert planned(on("a", planner="mine")).hooks == (hook,)
+    found = planned(on("a", planner="mine"), doubt=lambda path: "not ours" if path == "/opt/hook" else "")
+    assert found.errors == ("a: '/opt/hook' is not trusted: not ours",)
+
+
 def test_the_table_of_planners_is_right() -> None:
     for name in planners.PLANNERS:
         assert callable(planners.planner(name))
