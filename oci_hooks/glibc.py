@@ -48,26 +48,29 @@ def plan_for(image: Libraries, host: Libraries) -> Contribution:
             rejected=(f"The image has no {LIBC} for {ours.elf.abi_name}: its C library is left alone.",)
         )
     theirs = copies[0]
-    if release(ours) <= release(theirs):
-        newer = f"{shown(theirs)} of the image is not older than the host's {shown(ours)}"
+    mine, other = (release(tree, libc) for tree, libc in ((host, ours), (image, theirs)))
+    if mine <= other:
+        newer = f"glibc {shown(other)} of the image is not older than the host's {shown(mine)}"
         return Contribution(rejected=(f"{newer}: nothing is replaced.",))
     try:
         mounts = _mounts(image, host, ours, theirs)
     except _UnfitError as unfit:
         return Contribution(missing=(f"The host's C library cannot be put into the image: {unfit}.",))
-    what = f"The host's glibc {shown(ours)} takes the place of {shown(theirs)} of the image"
+    what = f"The host's glibc {shown(mine)} takes the place of {shown(other)} of the image"
     return Contribution(mounts=tuple(mounts), reasons=(f"{what}: {len(mounts)} mounts, the loader too.",))
 
 
-def release(libc: Library) -> tuple[int, ...]:
-    """Return the release of a C library, the newest symbol version it defines: (2, 36)."""
-    numbers = [version.removeprefix(_PREFIX).split(".") for version in libc.elf.versions_defined]
-    return max((tuple(map(int, parts)) for parts in numbers if all(part.isdecimal() for part in parts)), default=())
+def release(libraries: Libraries, libc: Library) -> tuple[int, ...]:
+    """Return the release of a C library: the newest symbol version that it or a part of it defines, (2, 36)."""
+    parts = [part for name in _ALWAYS for part in _copies(libraries, name, libc.elf)[:1]]
+    versions = {version for one in (libc, *parts) for version in one.elf.versions_defined}
+    numbers = [version.removeprefix(_PREFIX).split(".") for version in versions]
+    return max((tuple(map(int, digits)) for digits in numbers if all(map(str.isdecimal, digits))), default=())
 
 
-def shown(libc: Library) -> str:
-    """Return the release for people."""
-    return ".".join(map(str, release(libc))) or "of unknown release"
+def shown(release: tuple[int, ...]) -> str:
+    """Return a release for people."""
+    return ".".join(map(str, release)) or "of unknown release"
 
 
 def _copies(image: Libraries, name: str, like: Elf) -> list[Library]:

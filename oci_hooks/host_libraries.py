@@ -13,7 +13,7 @@ from .dependencies import Dependencies, is_fabric
 from .libraries import Libraries, Library, split_name
 from .plan import Contribution, Mount
 from .plugins import by_file_name, newest, providers
-from .preflight import Finding, Findings, Verdict, same_build, stands_for
+from .preflight import Finding, Findings, Verdict, said, same_build, stands_for
 
 if TYPE_CHECKING:
     from .module import LibraryRule
@@ -88,7 +88,7 @@ def plan_libraries(question: "Question") -> Contribution:
     beside, told = providers(plugins, image, named)
     warnings = (*found.warnings, *image.problems, *host.problems)
     if found.hard:
-        return Contribution(missing=tuple(map(str, found.hard)), rejected=tuple(found.rejected), warnings=warnings)
+        return Contribution(missing=said(found.hard), rejected=tuple(found.rejected), warnings=warnings)
     return Contribution(
         mounts=(*over, *named, *beside),
         env_prepend=dict(placed.env_prepend),

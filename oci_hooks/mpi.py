@@ -20,7 +20,7 @@ from .host_libraries import host_glibc as glibc_is_injected
 from .host_libraries import host_libraries
 from .libraries import Libraries, Library, split_name
 from .plan import Contribution, Mount
-from .preflight import Finding, Findings, Verdict, check_machine, listed, symbols_of
+from .preflight import Finding, Findings, Verdict, check_machine, listed, said, symbols_of
 
 if TYPE_CHECKING:
     from .planners import Question
@@ -37,6 +37,8 @@ _ROLES = {
 }
 _PUBLIC = re.compile(r"P?MPI_[A-Z]\w*")
 _BINDING = re.compile(r"_*p?mpix?_\w+|_Z\w*3MPI\w*", re.IGNORECASE)
+_PROMISED = re.compile(r"p?mpi_[a-z0-9_]+_|_Z\w*3MPI\w*")
+"""What the MPICH ABI covers of them: mpif.h and C++, not the modules, whose names are the compiler's."""
 
 
 @dataclass(frozen=True)
@@ -170,17 +172,17 @@ def _contribution(
     pairs: list[tuple[MpiCopy, MpiCopy]], placed: Placed, found: Findings, *, mismatch: str, problems: list[str]
 ) -> Contribution:
     policy = tuple(map(str, found.policy))
-    said = Contribution(
+    made = Contribution(
         rejected=tuple(found.rejected),
-        missing=tuple(map(str, found.hard)),
+        missing=said(found.hard),
         errors=policy if mismatch == "error" else (),
         warnings=(*found.warnings, *(() if mismatch == "error" else policy), *problems),
     )
-    if said.missing or said.errors:
-        return said
+    if made.missing or made.errors:
+        return made
     swaps = tuple(Mount(new.library.real, old.library.real, create="none") for old, new in pairs)
     reasons = [f"{new.library.path} takes the place of {old.shown}." for old, new in pairs]
-    return said._replace(
+    return made._replace(
         mounts=(*swaps, *placed.mounts),
         env_prepend=dict(placed.env_prepend),
         env_set=dict(placed.env_set),
@@ -249,17 +251,24 @@ class _Pairing:
                 self.found.reasons.append(
                     f"{copy.shown} stays the image's: {why}, and it works with the host's C library."
                 )
-                continue
-            if chosen:
+            elif chosen is None:
+                # most images have it and no program of theirs uses it; one that does ends with the loader's message
+                self.found.warnings.append(
+                    f"{copy.shown} stays the image's, but the host's C library lacks {listed(unmet)}: it may not load."
+                )
+            else:
                 more.append((copy, chosen))
-            evidence = (
-                f"{copy.shown} has {listed(gone)}, which it lacks"
-                if chosen
-                else f"lacks {listed(unmet)} for {copy.shown}"
-            )
-            who = chosen or new
-            self.found.policy.append(Finding(Verdict.ABI_MISMATCH, who.library.path, evidence, tuple(gone or unmet)))
+                self._lost_names(copy, chosen, gone)
         return more
+
+    def _lost_names(self, copy: MpiCopy, chosen: MpiCopy, gone: list[str]) -> None:
+        promised = [name for name in gone if _PROMISED.fullmatch(name)]
+        evidence = f"{copy.shown} has {listed(promised or gone)}, which it lacks"
+        finding = Finding(Verdict.ABI_MISMATCH, chosen.library.path, evidence, tuple(promised or gone))
+        if promised:
+            self.found.policy.append(finding)
+        else:
+            self.found.warnings.append(str(finding))
 
     def _check_number(self, copy: MpiCopy, chosen: MpiCopy) -> None:
         lost = self._lost(copy, chosen, _PUBLIC)

@@ -133,6 +133,18 @@ def satisfies(library: Library, name: str, users: Iterable[Library]) -> bool:
     return not defined or all(set(user.elf.versions_needed.get(name, ())) <= set(defined) for user in users)
 
 
+def said(findings: Iterable[Finding]) -> tuple[str, ...]:
+    """Return findings as sentences. One C library that is too old is one sentence, not one for every library."""
+    rest: list[Finding] = []
+    old: list[Finding] = []
+    for finding in findings:
+        (old if finding.verdict is Verdict.NEWER_GLIBC else rest).append(finding)
+    if not old:
+        return tuple(map(str, rest))
+    also = f"; so do {listed(basename(finding.library) for finding in old[1:])}" if old[1:] else ""
+    return (f"{old[0]}{also} (--annotation squashmount.glibc=on brings the host's along)", *map(str, rest))
+
+
 def listed(names: Iterable[str]) -> str:
     """Return names for a sentence: the first ones, and how many more."""
     known = list(names)
