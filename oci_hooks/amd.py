@@ -6,7 +6,7 @@ isolation techniques" and "Running ROCm Docker containers". Not seen here: hardw
 
 from squashmount.lean import TYPE_CHECKING
 
-from .gpu import Gpu, none_here, select
+from .gpu import SLURM, Gpu, none_here, select
 from .plan import Contribution, Device
 
 if TYPE_CHECKING:
@@ -75,11 +75,8 @@ def _by_index(gpus: tuple[Gpu, ...], environ: dict[str, str]) -> dict[str, str]:
     gres.conf may name /dev/dri/renderD128 or the card beside it; with the latter the numbers say nothing here.
     """
     numbers = {str(gpu.number) for gpu in gpus}
-    return {
-        name: value
-        for name, value in environ.items()
-        if name not in {"SLURM_STEP_GPUS", "SLURM_JOB_GPUS"} or set(value.split(",")) <= numbers
-    }
+    known = {name: environ[name] for name in ("ROCR_VISIBLE_DEVICES", *SLURM) if name in environ}
+    return {name: text for name, text in known.items() if name not in SLURM or set(text.split(",")) <= numbers}
 
 
 def _properties(host: "Tree", path: str) -> dict[str, int]:

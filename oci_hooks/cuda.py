@@ -37,6 +37,7 @@ _CUDA_OF_DRIVER = (
     ((384, 81), (9, 0)),
     ((375, 26), (8, 0)),
 )
+_REQUIREMENTS = tuple(f"NVIDIA_REQUIRE_{what}" for what in ("CUDA", "DRIVER", "BRAND", "ARCH", "JETPACK"))
 _OPERATORS = (">=", "<=", "!=", "==", "=", ">", "<")
 
 Version = tuple[int, ...]
@@ -64,7 +65,9 @@ def requirements(environ: "dict[str, str]") -> "dict[str, str]":
     """Return the NVIDIA_REQUIRE_* of a container's environment; none where it switches the check off."""
     if environ.get("NVIDIA_DISABLE_REQUIRE", "").lower() in {"1", "true", "yes", "on"}:
         return {}
-    return {name: value for name, value in environ.items() if name.startswith("NVIDIA_REQUIRE_") and value.strip()}
+    # by name: who remembers a plan remembers what was asked, and the whole environment is another for each container
+    found = {name: environ.get(name, "") for name in _REQUIREMENTS}
+    return {name: value for name, value in found.items() if value.strip()}
 
 
 def check(text: str, facts: "dict[str, str]") -> Verdict:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 # what schedulers and container tools write for "no GPU"
 _NONE = ("", "NoDevFiles", "none", "void", "-1")
-_SLURM = ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS")
+SLURM = ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS")
 
 
 class Gpu(NamedTuple):
@@ -98,7 +98,7 @@ def _of_slurm(gpus: "tuple[Gpu, ...]", environ: "dict[str, str]") -> "tuple[tupl
     Its numbers are those of the device files (Slurm, gres.conf: File=/dev/nvidia[0-3]), never relative to a cgroup
     (srun(1), SLURM_STEP_GPUS).
     """
-    for name in _SLURM:
+    for name in SLURM:
         if name not in environ:
             continue
         try:
