@@ -27,8 +27,10 @@ def conflicts(config: dict[str, Any], plan: Plan) -> list[str]:
     ]
 
 
-def edit(config: dict[str, Any], plan: Plan, *, rootless: bool, program: str) -> None:
-    """Change the configuration as the plan says; `program` is the hook's own, for what must happen later.
+def edit(config: dict[str, Any], plan: Plan, *, rootless: bool, program: str) -> str:
+    """Change the configuration as the plan says and return the plan's hash.
+
+    `program` is the hook's own, for what must happen later.
 
     In a user namespace no device node can be made (mknod(2), EPERM): nodes are bind mounts there, as Podman's own.
     """
@@ -52,7 +54,9 @@ def edit(config: dict[str, Any], plan: Plan, *, rootless: bool, program: str) ->
         _add_once(hooks.setdefault("createContainer", []), {"path": program, "args": [program, "ldconfig"]})
     if not hooks:
         del config["hooks"]
-    config["annotations"] = {**(config.get("annotations") or {}), ANNOTATION: plan.hash}
+    digest = plan.hash
+    config["annotations"] = {**(config.get("annotations") or {}), ANNOTATION: digest}
+    return digest
 
 
 def _add_once(items: list[Any], item: Any) -> None:

@@ -9,11 +9,15 @@ import os
 import sys
 
 from squashmount.errors import SquashmountError, UsageError, report
-from squashmount.lean import Any
+from squashmount.lean import TYPE_CHECKING, Any, Callable
 
 from . import catalogue, log
 from .leanjson import dumps, loads
-from .selection import Selection, select
+from .selection import Selection, passed_variables, select
+
+if TYPE_CHECKING:
+    from .plan import Plan
+    from .tree import DirectoryTree
 
 PROGRAM = "squashmount-hook"
 
@@ -103,23 +107,65 @@ class _Run:
 
     def _applied(self, config: dict[str, Any], known: catalogue.Catalogue, selection: Selection) -> dict[str, Any]:
         from . import apply  # noqa: PLC0415 - only when something applies
-        from .planning import Image, Site, make_plan  # noqa: PLC0415 - the same
         from .policy import in_user_namespace  # noqa: PLC0415 - the same
         from .tree import DirectoryTree  # noqa: PLC0415 - the same
 
-        env = dict(entry.partition("=")[::2] for entry in config.get("process", {}).get("env") or [])
-        with DirectoryTree(root_of(config)) as root, DirectoryTree("/") as host:
-            site = Site(known.modules, known.policy, host, self._environ, known.trust.doubt)
-            plan = make_plan(site, Image(root, env, config.get("annotations") or {}), selection)
+        with DirectoryTree(root_of(config)) as root:
+            plan, how = self._plan(config, known, selection, root)
             errors = [*plan.errors, *apply.conflicts(config, plan)]
             lines = [f"done: {line}" for line in plan.reasons] + [f"not done: {line}" for line in plan.rejected]
-            log.write(self._state, self._container, lines + [f"warning: {line}" for line in plan.warnings])
+            lines += [f"warning: {line}" for line in plan.warnings]
+            if not errors:
+                apply.copy_files(plan, root, apply.root_owner(config))
+                digest = apply.edit(config, plan, rootless=in_user_namespace(), program=program())
+                lines.append(f"plan {digest} ({how})")
+            log.write(self._state, self._container, lines)
             if errors:
                 raise refusal(errors)
-            apply.copy_files(plan, root, apply.root_owner(config))
-        apply.edit(config, plan, rootless=in_user_namespace(), program=program())
-        log.write(self._state, self._container, [f"plan {plan.hash}"])
         return config
+
+    def _plan(
+        self, config: dict[str, Any], known: catalogue.Catalogue, selection: Selection, root: "DirectoryTree"
+    ) -> tuple["Plan", str]:
+        """Return the plan, remembered or new, and a word for which."""
+        from . import cache  # noqa: PLC0415 - only when something applies
+
+        env = dict(entry.partition("=")[::2] for entry in config.get("process", {}).get("env") or [])
+        # the only variable that differs from container to container: nothing to plan by
+        env.pop("HOSTNAME", None)
+        annotations = config.get("annotations") or {}
+        passed = passed_variables(selection.modules, self._environ)
+        clear = not any(name in passed for one in selection.modules for name in one.env.set)
+        where = cache.place(self._state, root.root, known, selection) if clear else None
+        plan = cache.recall(where, self._environ, env, annotations, passed) if where else None
+        if plan is not None and still_fits(plan, root, known.trust.doubt):
+            return plan, "remembered"
+        from .planning import Image, Site, make_plan  # noqa: PLC0415 - with what planners import
+        from .tree import DirectoryTree  # noqa: PLC0415 - the same
+
+        with DirectoryTree("/") as host:
+            watch = cache.Watch(
+                cache.WatchedTree(host),
+                cache.WatchedVariables(self._environ),
+                cache.WatchedVariables(env),
+                cache.WatchedVariables(annotations),
+            )
+            site = Site(known.modules, known.policy, watch.host, watch.environ, known.trust.doubt)
+            plan = make_plan(site, Image(root, watch.env, watch.annotations), selection)
+        if where and not plan.errors:
+            cache.remember(where, plan, watch, passed)
+        return plan, "new"
+
+
+def still_fits(plan: "Plan", root: "DirectoryTree", doubt: Callable[[str], str]) -> bool:
+    """Tell whether a remembered plan's places are real ones in this root, and its files still trusted."""
+    targets = [mount.target for mount in plan.mounts] + [copy.target for copy in plan.copies]
+    sources = [mount.source for mount in plan.mounts if "rw" not in mount.options]
+    sources += [copy.source for copy in plan.copies] + [hook.path for hook in plan.hooks]
+    try:
+        return all(root.target(path).path == path for path in targets) and not any(map(doubt, sources))
+    except OSError:
+        return False
 
 
 def refusal(errors: list[str]) -> SquashmountError:

@@ -8,7 +8,7 @@ from .module import CopyRule, DeviceRule, HookRule, Module, MountRule
 from .plan import Contribution, Copy, Device, Hook, Mount, Plan
 from .planners import Question, planner, trusting
 from .policy import Policy
-from .selection import Selection, select
+from .selection import Selection, passed_variables, select
 
 if TYPE_CHECKING:
     from .tree import Tree
@@ -111,7 +111,7 @@ class _Rules:
         for hook in module.hooks:
             self._follow(partial(self._hook, hook), optional=False)
         env = module.env
-        passed = {name: value for name, value in self._site.environ.items() if _is_passed(name, env.passed)}
+        passed = passed_variables((module,), self._site.environ)
         return Contribution(
             mounts=tuple(self._mounts),
             copies=tuple(self._copies),
@@ -253,10 +253,6 @@ class _Rules:
             return use(found)
 
         return re.sub(r"\$(?:([A-Za-z_][A-Za-z0-9_]*)|\{([A-Za-z_][A-Za-z0-9_]*)\})", value, text)
-
-
-def _is_passed(name: str, wanted: tuple[str, ...]) -> bool:
-    return any(name == each or (each.endswith("*") and name.startswith(each[:-1])) for each in wanted)
 
 
 def _literal(text: str) -> str:

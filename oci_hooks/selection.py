@@ -167,3 +167,18 @@ def _conflicts(chosen: list[Module]) -> list[str]:
     on = {module.name for module in chosen}
     pairs = {tuple(sorted((module.name, other))) for module in chosen for other in module.conflicts if other in on}
     return [f"The modules {a} and {b} cannot be on together." for a, b in sorted(pairs)]
+
+
+def passed_variables(modules: tuple[Module, ...], environ: dict[str, str]) -> dict[str, str]:
+    """Return the job's variables that modules pass on. NAME* passes all that begin so.
+
+    Nothing is planned by them, so a remembered plan gets the present ones (dict.items: unseen by `cache`).
+    """
+    wanted = [name for module in modules for name in module.env.passed]
+    if not wanted:
+        return {}
+    return {name: value for name, value in dict.items(environ) if any(_is_passed(name, each) for each in wanted)}
+
+
+def _is_passed(name: str, wanted: str) -> bool:
+    return name == wanted or (wanted.endswith("*") and name.startswith(wanted[:-1]))

@@ -146,6 +146,19 @@ def test_a_module_injects_one_of_each(hooks: Hooks, busybox: str, fake_gpu: Path
     assert f"plan {table['hash']}" in said
 
 
+def test_the_second_container_of_an_image_uses_the_remembered_plan(hooks: Hooks, busybox: str) -> None:
+    hooks.module("a", f'[when]\nalways = true\n[[mounts]]\nsource = "{hooks.host}/data"\ntarget = "/site"')
+    for name, how in (("one", "new"), ("two", "remembered"), ("three", "remembered")):
+        assert hooks.podman("run", "--name", name, busybox, "cat", "/site/file").ok() == "host's data/file"
+        assert hooks.hooks_command("log", name).ok().endswith(f" ({how})")
+    # a container that installed libraries is looked at again
+    hooks.podman(
+        "run", "--name", "own", busybox, "sh", "-c", "cat /site/file; mkdir -p /usr/lib; echo > /usr/lib/x"
+    ).ok()
+    hooks.podman("start", "--attach", "own").ok()
+    assert hooks.hooks_command("log", "own").ok().endswith(" (new)")
+
+
 def test_nothing_applies(hooks: Hooks, busybox: str) -> None:
     hooks.module("site", MODULE.format(host=hooks.host, marks=hooks.marks))
     assert hooks.podman("run", "--rm", busybox).ok() == "hello from /work"
