@@ -28,6 +28,10 @@ _WRITTEN_SECONDS = 60.0
 """How long a server may take to end after its container, and to write what it recorded."""
 
 
+_TELLS_PODMAN = {"STORAGE_OPTS", "STORAGE_DRIVER", "CONTAINER_HOST", "CONTAINER_CONNECTION", "DOCKER_HOST"}
+"""What would make it use another store, or another machine (podman(1), ENVIRONMENT)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """What is run: `podman run OPTIONS IMAGE PROGRAM`. `mount_program` is the installed squashmount."""
@@ -44,7 +48,7 @@ def record(store: Store, wanted: Wanted) -> Profile:
     """Run it and return the profile. ToolError when the program fails, HostError when nothing was recorded."""
     with _place(wanted) as place:
         recorded = os.path.join(place, "profile.json")
-        environment = os.environ | {
+        environment = {name: value for name, value in os.environ.items() if name not in _TELLS_PODMAN} | {
             "CONTAINERS_STORAGE_CONF": _storage_conf(place, store.root, wanted.mount_program),
             "SQUASHMOUNT_RECORD": recorded,
             "SQUASHMOUNT_LINGER": "0",

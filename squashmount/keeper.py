@@ -122,6 +122,7 @@ def server_key(served: Served) -> str:
     """Name a server: another namespace, cgroup, file (also a new file of the same name) or shift is another server.
 
     The cgroup, because a job's end kills everything in it: a server that another job started would die with that one.
+    All tasks of one Slurm step share a server.
     """
     info = os.stat(served.squash)
     file = (info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns)
@@ -130,13 +131,16 @@ def server_key(served: Served) -> str:
 
 
 def _cgroups() -> list[str]:
-    """Return this process's cgroups (cgroups(7), /proc/PID/cgroup) without those Podman makes for one call."""
+    """Return this process's cgroups (cgroups(7), /proc/PID/cgroup) without parts made for one call or one task.
+
+    Podman makes a cgroup for a call, Slurm one for each task of a step (`task_N`; cgroup_v2.html, "hierarchy").
+    """
     with open("/proc/self/cgroup", encoding="utf-8", errors="surrogateescape") as file:
         paths = {line.rstrip("\n").split(":", 2)[2] for line in file}
     return sorted({"/".join(part for part in path.split("/") if not part.startswith(_OF_ONE_CALL)) for path in paths})
 
 
-_OF_ONE_CALL = ("podman-", "libpod")
+_OF_ONE_CALL = ("podman-", "libpod", "task_")
 
 
 class using_server:  # noqa: N801 - a context manager, used as a function; contextlib costs 1.6 ms

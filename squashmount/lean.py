@@ -113,7 +113,11 @@ else:
         def start(self):
             """Start it; once."""
             self._running.acquire()
-            start_new_thread(self._run, ())
+            try:
+                start_new_thread(self._run, ())
+            except RuntimeError:  # the limit of processes: nothing runs, so nothing is to be waited for
+                self._running.release()
+                raise
 
         def _run(self):
             try:

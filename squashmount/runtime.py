@@ -31,7 +31,7 @@ def state_dir(config: Config, environ: dict[str, str]) -> str:
     The configured one, else below XDG_RUNTIME_DIR (Podman passes it on), else below /run for root. Raises HostError
     when there is none or when it belongs to somebody else.
     """
-    path = config.runtime_dir.replace("$UID", str(_outside_uid())) or _default(environ)
+    path = config.runtime_dir.replace("$UID", str(outside_uid())) or _default(environ)
     try:
         os.makedirs(path, mode=0o700, exist_ok=True)
         info = os.stat(path)
@@ -44,7 +44,7 @@ def state_dir(config: Config, environ: dict[str, str]) -> str:
     if info.st_uid != os.geteuid() or info.st_mode & 0o022:
         raise HostError(
             f"{path} belongs to somebody else or can be written by others.",
-            hint=f"remove it, or set runtime_dir in the configuration; expected owner {_outside_uid()}, mode 0700",
+            hint=f"remove it, or set runtime_dir in the configuration; expected owner {outside_uid()}, mode 0700",
         )
     return path
 
@@ -60,7 +60,8 @@ def _default(environ: dict[str, str]) -> str:
     return "/run/squashmount"
 
 
-def _outside_uid() -> int:
+def outside_uid() -> int:
+    """Return the user's id as the machine knows it."""
     # inside Podman's namespace everybody is 0; the map says who that is outside (user_namespaces(7))
     outside = to_outside(read_id_map("/proc/self/uid_map"), os.geteuid())
     return os.geteuid() if outside is None else outside

@@ -7,15 +7,17 @@ the reader's descriptor is replaced by it, and the shared file system is not ask
 
 import os
 import stat
+import time
 
 from .config import Config
 from .lean import NamedTuple, Thread
-from .runtime import Log
+from .runtime import Log, outside_uid
 from .squashfs.image import SquashImage
 
 _CHUNK = 4 << 20
 _COMPLETE = b"\n"
 """One byte behind the copy: it is complete and verified. A worker that replaces a killed one looks for it."""
+_CAPSULE_BYTES = 4 << 20
 _KEPT_FREE = 10
 """Percent of the local file system that staging leaves free."""
 
@@ -30,7 +32,7 @@ class Local(NamedTuple):
 
 def open_local(squash: str, config: Config, log: Log) -> Local | None:
     """Make the unnamed file in `stage_dir` if there is room; else None, and the log says why not."""
-    directory = config.stage_dir.replace("$UID", str(os.getuid()))
+    directory = config.stage_dir.replace("$UID", str(outside_uid()))
     try:
         size = os.stat(squash).st_size
         room = os.statvfs(directory)
@@ -55,13 +57,14 @@ def stage(image: SquashImage, local: Local, log: Log) -> None:
     if os.fstat(local.fd).st_size == local.size + len(_COMPLETE):
         _use(image, local, log)
     else:
-        Thread(target=_fill, args=(image, local, log), daemon=True).start()
+        try:
+            Thread(target=_fill, args=(image, local, log), daemon=True).start()
+        except RuntimeError as err:
+            log.fail(f"not staged: {image.name}: {err}")
 
 
 def _fill(image: SquashImage, local: Local, log: Log) -> None:
     try:
-        # The nice value of a thread is its own on Linux (setpriority(2), "C library/kernel differences")
-        os.setpriority(os.PRIO_PROCESS, 0, 19)
         found = _copy(image.fileno(), local.fd, local.size)
         if found != local.sha256:
             log.fail(f"not staged: the copy of {image.name} has the sha256 {found}, capsule.json says {local.sha256}")
@@ -86,6 +89,7 @@ def _copy(source: int, target: int, size: int) -> str:
     digest = hashlib.sha256()
     offset = 0
     while offset < size:
+        began = time.monotonic()
         data = os.pread(source, _CHUNK, offset)
         if not data:
             break  # cut short meanwhile: the sum will tell
@@ -94,6 +98,8 @@ def _copy(source: int, target: int, size: int) -> str:
         while view:
             written = os.pwrite(target, view, offset)
             offset, view = offset + written, view[written:]
+        # Half of the time for others. Not a low priority: it would keep Python's lock from who answers requests
+        time.sleep(min(time.monotonic() - began, 0.1))
     return digest.hexdigest()
 
 
@@ -103,11 +109,12 @@ def _recorded_sha256(squash: str) -> str:
 
     path = os.path.join(os.path.dirname(os.path.realpath(squash)), "capsule.json")
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            return ""
-        with open(path, "rb") as file:
-            capsule = json.load(file)
-    except (OSError, ValueError):
+        # O_NONBLOCK: somebody else's store may hold a FIFO, or anything, of this name
+        with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                return ""
+            capsule = json.loads(file.read(_CAPSULE_BYTES))
+    except (OSError, ValueError, RecursionError):
         return ""
     found = capsule.get("sha256") if isinstance(capsule, dict) else None
     return found if isinstance(found, str) else ""

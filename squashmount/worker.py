@@ -23,7 +23,8 @@ def work(  # noqa: PLR0917 - what a supervisor hands over, called once
     """Serve until the connection ends. `resumed`: after another worker that was killed."""
     tree = Tree(image, IdShift(*served.shift))
     stats = Stats()
-    Thread(target=_publish, args=(stats, place), daemon=True).start()
+    with suppress(RuntimeError):  # the limit of processes: no counters
+        Thread(target=_publish, args=(stats, place), daemon=True).start()
     if local is not None:
         from .staging import stage  # noqa: PLC0415 - only where the site wants it
 

@@ -4,7 +4,9 @@ The kernel asks once and remembers, so each request of a server that was started
 What is kept while recording is the bare requests; the paths are worked out from the tree at the end.
 """
 
+import errno
 import os
+import stat
 import struct
 import time
 from collections import Counter
@@ -40,6 +42,8 @@ LEARN_SECONDS = 30.0
 _LEARNED_FILES = 32
 """`true` needs fewer, and says nothing about what the image is for."""
 _MAX_REQUESTS = 400_000
+_MAX_LEARNED = 100_000
+"""30 MB: a server that records unasked keeps to its memory, too."""
 _READ_IN = struct.Struct("=QQI")
 _LISTED_FROM = 4
 _LISTED_SHARE = 16
@@ -66,6 +70,7 @@ class Recorder:
     def __init__(self, seconds: float = 0.0) -> None:
         """Record for so many seconds; 0 means until the end."""
         self._until = time.monotonic() + seconds if seconds else 0.0
+        self._most = _MAX_LEARNED if seconds else _MAX_REQUESTS
         self._requests: list[tuple[int, int, bytes]] = []  # append is atomic
         self.ended = False
 
@@ -76,12 +81,13 @@ class Recorder:
         opcode = request.opcode
         if opcode in {LOOKUP, READLINK, READ, READDIR, READDIRPLUS}:
             self._requests.append((opcode, request.node, bytes(request.body[:300])))
-            self.ended = len(self._requests) >= _MAX_REQUESTS or bool(self._until and time.monotonic() > self._until)
+            self.ended = len(self._requests) >= self._most or bool(self._until and time.monotonic() > self._until)
 
     def profile(self, tree: Tree, *, recorded: str) -> Profile:
         """Stop, and return what was needed. OSError or DamagedError when the tree cannot be read."""
         self.ended = True
-        return _Resolved(tree, self._requests).profile(recorded)
+        requests, self._requests = self._requests, []
+        return _Resolved(tree, requests).profile(recorded)
 
 
 class Recording:
@@ -128,6 +134,9 @@ class Recording:
 def _create(path: str, text: str) -> None:
     """Write a file unless it exists: a thousand nodes may start the same image at once."""
     staging = staging_beside(path)
+    for directory in {staging, os.path.dirname(path)}:
+        if not _is_ours(directory):
+            raise PermissionError(errno.EPERM, "it belongs to somebody else", directory)
     if staging == os.path.dirname(path):
         os.makedirs(staging, mode=0o700, exist_ok=True)
     temp = os.path.join(staging, f"learned-{os.urandom(8).hex()}")
@@ -137,6 +146,20 @@ def _create(path: str, text: str) -> None:
             os.link(temp, path)
     finally:
         os.unlink(temp)
+
+
+def _is_ours(directory: str) -> bool:
+    """Tell whether a directory, or the first above it that exists, is this user's.
+
+    Root must not be led into writing for others, by a store that is theirs or by a home that sudo(8) kept.
+    """
+    while True:
+        try:
+            info = os.lstat(directory)
+        except FileNotFoundError:
+            directory = os.path.dirname(directory)
+        else:
+            return stat.S_ISDIR(info.st_mode) and info.st_uid == os.geteuid()
 
 
 class _Resolved:

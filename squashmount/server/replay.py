@@ -44,6 +44,15 @@ class Replay:
         began = time.monotonic()
         if profile.squash == squash_id(self._hot.squash):
             self._read_extents(profile)
+        try:
+            self._meet_all(profile)
+            self._wait(until=0)
+        finally:
+            # from here on the kernel knows better again, of large files for example
+            os.posix_fadvise(self._hot.squash, 0, 0, os.POSIX_FADV_NORMAL)
+        self.counts["milliseconds"] = round(1000 * (time.monotonic() - began))
+
+    def _meet_all(self, profile: Profile) -> None:
         for number, need in enumerate(profile.needs):
             if self._left <= 0:
                 break
@@ -55,8 +64,6 @@ class Replay:
                 if err.errno in _GONE:
                     raise
                 self.counts["missing"] += 1
-        self._wait(until=0)
-        self.counts["milliseconds"] = round(1000 * (time.monotonic() - began))
 
     def _give_way(self) -> None:
         """Pause while more is runnable than the machine has processors for."""
@@ -72,8 +79,8 @@ class Replay:
 
     def _read_extents(self, profile: Profile) -> None:
         """Get the hot parts of the squash file into the page cache by few large requests."""
-        # For the worker, too, which reads by the same open file: whole blocks, in runs it chooses itself. The kernel's
-        # guesses would only add bytes.
+        # For the worker, too, which reads by the same open file: while this lasts it reads what is asked of it, and
+        # the kernel's guesses would only add bytes.
         os.posix_fadvise(self._hot.squash, 0, 0, os.POSIX_FADV_RANDOM)
         # read(2), because posix_fadvise(WILLNEED) stops at the size of the read-ahead window (mm/readahead.c)
         left = min(self._left, os.fstat(self._hot.squash).st_size)  # whatever a damaged profile claims

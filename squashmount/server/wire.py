@@ -15,7 +15,7 @@ import os
 import struct
 
 from squashmount.errors import DamagedError
-from squashmount.lean import Callable, Final, NamedTuple, Sequence, Thread, local
+from squashmount.lean import Callable, Final, NamedTuple, Sequence, Thread, local, suppress
 from squashmount.squashfs.blocks import Buffer
 
 from .complaints import Complaints, Log
@@ -174,9 +174,12 @@ def serve(
         server.observe_with(observe)
     if resumed:
         server.ask_again()
-    others = [Thread(target=server.loop, daemon=True) for _ in range(threads - 1)]
-    for thread in others:
-        thread.start()
+    others: list[Thread] = []
+    with suppress(RuntimeError):  # the limit of processes: fewer threads, one at least
+        while len(others) < threads - 1:
+            thread = Thread(target=server.loop, daemon=True)
+            thread.start()
+            others.append(thread)
     server.loop()
     for thread in others:
         thread.join()

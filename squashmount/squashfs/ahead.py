@@ -7,7 +7,7 @@ here, too, made reading 256 MiB 13 % slower on two processors (a third thread wa
 
 from _queue import SimpleQueue  # what `queue` offers under this name; `queue` also imports threading and heapq
 
-from squashmount.lean import Callable, Iterable, Lock, Thread
+from squashmount.lean import Callable, Iterable, Lock, Thread, suppress
 
 DEPTH = 2
 """How many are asked for at most, and as many as were used in sequence before. 5,000 small files on two processors,
@@ -37,11 +37,9 @@ class Ahead:
     def put(self, keys: Iterable[Key]) -> None:
         """Ask for blocks, those first that are needed first."""
         run = [key for key in keys if key not in self._queued]
-        if run:
+        if run and (self._thread is not None or self._start()):
             self._queued.update(run)
             self._queue.put(run)
-            if self._thread is None:
-                self._start()
 
     def close(self) -> None:
         """Return when nothing is being read or decoded any more; what was asked for is forgotten."""
@@ -52,11 +50,14 @@ class Ahead:
                 self._thread.join()
                 self._thread = None
 
-    def _start(self) -> None:
-        with self._lock:
+    def _start(self) -> bool:
+        """Tell whether there is a thread; at the limit of processes there is none, and nothing is decoded ahead."""
+        with self._lock, suppress(RuntimeError):
             if self._thread is None:
-                self._thread = Thread(target=self._run, daemon=True)
-                self._thread.start()
+                thread = Thread(target=self._run, daemon=True)
+                thread.start()
+                self._thread = thread
+        return self._thread is not None
 
     def _run(self) -> None:
         while (run := self._queue.get()) is not None:

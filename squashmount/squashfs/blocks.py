@@ -6,7 +6,8 @@ Source: kernel fs/squashfs/file.c, fragment.c; Documentation/filesystems/squashf
 import struct
 from itertools import accumulate
 
-from squashmount.lean import Callable, Iterable, Iterator, Lock, NamedTuple, OrderedDict, partial
+from squashmount.errors import DamagedError
+from squashmount.lean import Callable, Iterable, Iterator, Lock, NamedTuple, OrderedDict, partial, suppress
 
 from .ahead import DEPTH, Ahead, Key
 from .compress import BadDataError, Decoder
@@ -204,7 +205,8 @@ class Contents:
         start, word, _ = self._fragments[inode.fragment]
         if inode.fragment != self._newest_fragment:
             self._newest_fragment = inode.fragment
-            self._decode_ahead(inode.fragment)
+            with suppress(OSError, DamagedError):  # of the neighbours' records: this file may be intact
+                self._decode_ahead(inode.fragment)
         block = self.cache.get((start, word), lambda: self._load(start, word))
         tail = memoryview(block)[inode.offset : inode.offset + expected]
         if len(tail) != expected:

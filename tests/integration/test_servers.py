@@ -146,6 +146,25 @@ def test_the_end_of_one_job_leaves_the_other_jobs_containers_alone(node: Node, b
         run("find", str(top / job), "-depth", "-type", "d", "-exec", "rmdir", "{}", "+").ok()
 
 
+def test_the_tasks_of_one_step_share_a_server(node: Node, busybox: str) -> None:
+    """Slurm makes a cgroup for each task; 128 ranks of a node must not start 128 servers."""
+    node.env["SQUASHMOUNT_LINGER"] = "20"
+    top = Path("/sys/fs/cgroup") / node.user.name
+    step = top / "job_7/step_0/user"
+    for task in ("task_0", "task_1"):
+        (step / task).mkdir(parents=True)
+        for path in (top / "job_7", *(top / "job_7").rglob("*")):
+            if path.is_dir() or path.name == "cgroup.procs":
+                os.chown(path, node.user.uid, node.user.gid)
+        inside = f'echo 0 > {step}/{task}/cgroup.procs && exec "$0" "$@"'
+        assert node.run("sh", "-c", inside, "podman", "run", "--rm", busybox).ok() == "hello from /work"
+    assert node.log().count("serving ") == 1
+    (top / "job_7/cgroup.kill").write_text("1")
+    wait_for(lambda: not node.servers(), "the server ends with its job")
+    wait_for(lambda: "populated 0" in (top / "job_7/cgroup.events").read_text(), "the cgroup is empty")
+    run("find", str(top / "job_7"), "-depth", "-type", "d", "-exec", "rmdir", "{}", "+").ok()
+
+
 def test_a_mount_taken_away_by_hand_is_made_anew(node: Node, busybox: str) -> None:
     node.podman("run", "-d", "--name", "kept", busybox, "sleep", "600").ok()
     (server,) = ps(node)

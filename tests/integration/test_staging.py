@@ -95,6 +95,24 @@ def test_what_cannot_be_staged_runs_from_the_shared_file(
     assert "\nstaged: " not in node.log()
 
 
+def test_the_users_id_is_the_one_outside(node: Node, debian: str, local: Path) -> None:
+    node.env["SQUASHMOUNT_STAGE_DIR"] = f"{local}/$UID"
+    own = local / str(node.user.uid)
+    own.mkdir(mode=0o700)
+    os.chown(own, node.user.uid, node.user.gid)
+    node.podman("run", "-d", "--name", "kept", debian, "sleep", "600").ok()
+    wait_for(lambda: "\nstaged: " in node.log() or " staged: " in node.log(), "the copy is complete")
+    node.podman("rm", "-f", "-t0", "kept").ok()
+    own.rmdir()
+
+
+@pytest.mark.parametrize("damage", ["rm {0}; mkfifo {0}", "head -c 200000 /dev/zero | tr '\\0' '[' > {0}"])
+def test_a_hostile_capsule_is_no_reason_not_to_start(node: Node, debian: str, squash: Path, damage: str) -> None:
+    run("sh", "-c", damage.format(squash.parent / "capsule.json")).ok()
+    assert node.podman("run", "--rm", debian, "echo", "runs").ok() == "runs"
+    assert "says what its sha256 must be" in node.log()
+
+
 def test_a_store_without_sums_is_not_staged(node: Node, debian: str, squash: Path) -> None:
     (squash.parent / "capsule.json").rename(squash.parent / "gone")
     assert node.podman("run", "--rm", debian, "echo", "runs").ok() == "runs"

@@ -10,6 +10,7 @@ from squash_images import mksquash, noise
 
 from squashmount.errors import StoreError
 from squashmount.profile import ABSENT, FILE, LINK, LIST, MAX_BYTES, STAT, Need, Profile, merged, parse, squash_id
+from squashmount.server import recording
 from squashmount.server.prefetch import Hot
 from squashmount.server.recording import LOOKUP, READ, READDIRPLUS, READLINK, Recorder
 from squashmount.server.replay import Replay
@@ -282,3 +283,19 @@ def test_it_gives_way_while_the_processors_are_wanted_but_not_for_ever(
     assert counts["files"] == 1
     assert 200 <= counts["pauses"] <= 260
     assert counts["milliseconds"] >= 400
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make what belongs to others")
+@pytest.mark.parametrize("place", ["theirs/profiles/x.json", "link/x.json"])
+def test_root_learns_nothing_into_what_is_not_his(tmp_path: Path, place: str) -> None:
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    os.chown(theirs, 1000, 1000)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "mine")
+    os.lchown(tmp_path / "link", 1000, 1000)
+    with pytest.raises(PermissionError, match="somebody else"):
+        recording._create(str(tmp_path / place), "{}")
+    assert not [path for path in tmp_path.rglob("*") if path.suffix == ".json"]
+    recording._create(str(tmp_path / "mine/deep/x.json"), "{}")
+    assert (tmp_path / "mine/deep/x.json").read_text() == "{}"

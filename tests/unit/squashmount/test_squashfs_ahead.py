@@ -128,3 +128,38 @@ def test_closing_ends_the_thread(squash: Path) -> None:
             read_small(image, range(20))
             assert threads() == before + 1
         wait_for(lambda: threads() == before, "what is left of the thread in the kernel is gone", seconds=5)
+
+
+def test_a_damaged_record_of_a_neighbour_is_nobodys_error(tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    for number in range(1100):
+        (tree / f"{number:05d}").write_bytes(noise(3000 + number))  # one a fragment: three blocks of records
+    path = Path(mksquash(tree, tmp_path / "image", "-comp", "zstd", "-b", "4K"))
+    with SquashImage.open(str(path)) as image:
+        files = {number: find(image, b"%05d" % number) for number in range(1000)}
+        pointers = image._contents._fragments._read_pointers()
+    data = bytearray(path.read_bytes())
+    data[pointers[1] : pointers[1] + 2] = b"\xff\xff"
+    path.write_bytes(data)
+    per_block = 8192 // 16
+    with SquashImage.open(str(path)) as image:
+        for number, inode in files.items():
+            if inode.fragment in {per_block - 3, per_block - 2, per_block - 1}:
+                assert image.read(inode, 0, BLOCK) == noise(3000 + number)
+            elif inode.fragment == per_block:
+                with pytest.raises(DamagedError):
+                    image.read(inode, 0, BLOCK)
+
+
+def test_no_thread_to_be_had_is_no_error(squash: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_self: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with SquashImage.open(str(squash)) as image:
+        monkeypatch.setattr("squashmount.squashfs.ahead.Thread.start", refuse)
+        read_small(image, range(60))
+        assert image.cache.ahead == 0
+        monkeypatch.undo()
+        read_small(image, range(60, 120))
+        assert image.cache.ahead > 0
