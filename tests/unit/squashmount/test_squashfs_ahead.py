@@ -162,4 +162,4 @@ def test_no_thread_to_be_had_is_no_error(squash: Path, monkeypatch: pytest.Monke
         assert image.cache.ahead == 0
         monkeypatch.undo()
         read_small(image, range(60, 120))
-        assert image.cache.ahead > 0
+        assert image._contents._ahead._thread is not None
