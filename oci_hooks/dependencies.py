@@ -1,8 +1,8 @@
-"""Whose libraries the injected ones use: for everything they need besides glibc, the host's file or the image's own.
+"""Whose libraries the injected ones use: for everything they need besides glibc, the image's own file or the host's.
 
-The host's go into a directory of their own that comes first in LD_LIBRARY_PATH: nothing of the image is changed, and
-the set is complete. The image's own stays where it is the same build or newer, because programs of the image may need
-what is new in it. Libraries of the fabric are the host's in any case.
+The image's own stays where it has all that is taken of it, which is what the loader asks for. Otherwise the host's
+comes into a directory of its own at the front of LD_LIBRARY_PATH, if it can stand for the image's in programs of the
+image: nothing of the image is changed, and the set is complete. Libraries of the fabric are the host's in any case.
 """
 
 import re
@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from os.path import dirname, join
 
+from .elf import Symbols
 from .libraries import Libraries, Library, is_glibc, split_name
 from .plan import Mount
 from .preflight import (
@@ -21,15 +22,22 @@ from .preflight import (
     same_build,
     satisfies,
     stands_for,
+    symbols_of,
 )
 
 PRIVATE = "/run/squashmount/lib"
 
 _FABRIC = re.compile(
-    r"lib(fabric|uc[pstm]|psm2|psm_infinipath|ibverbs|rdmacm|mlx[45]|efa|cxi|pmi2?|pals|pmix|xpmem|gdrapi|mpi_gtl_\w+|"
-    r"portals|lustreapi|slurm_pmi)"
+    r"lib(fabric|uc[pstm]|psm2|psm_infinipath|cxi|pmi2?|pals|pmix|xpmem|gdrapi|mpi_gtl_\w+|portals|lustreapi|slurm_pmi)"
 )
 """Libraries that must fit the host's network and job manager rather than the image, whatever their numbers say."""
+
+_VERBS = re.compile(r"lib(ibverbs|rdmacm|ibumad|ibmad|mlx[45]|efa|hns|mana)")
+_IBVERBS = "libibverbs.so.1"
+_DRIVERS = "/etc/libibverbs.d"
+"""rdma-core is one set: libibverbs loads providers of its own build, and mlx5dv works only in the copy that is loaded.
+Any of them speaks to any kernel, so the newer set is taken, as a whole (libibverbs/init.c of rdma-core).
+"""
 
 _PLUGINS = {"libucs": "ucx", "libfabric": "libfabric"}
 """Directories beside a library from which it loads parts of itself."""
@@ -70,19 +78,23 @@ class Dependencies:
         self._forced = {library.elf.soname for library in self.extra}
         self._chosen: dict[str, Library] = {}
         self._own: dict[str, Library] = {}
+        self._verbs_of_host: bool | None = None
+        self._roots = [*self.primaries, *self.extra]
+        self._known_symbols: dict[tuple[bool, str], Symbols] = {}
 
     def place(self) -> Placed:
         """Choose for everything that is needed, check it, and say where it goes."""
-        roots = [*self.primaries, *self.extra]
-        closure = self.host.closure(roots)
+        closure = self.host.closure(self._roots)
         self.found.hard += check_missing(closure.missing)
-        self._choose({library.elf.soname: library for library in self.extra}, roots)
-        self._choose(closure.libraries, roots)
+        self._choose({library.elf.soname: library for library in self.extra}, self._roots)
+        self._choose(closure.libraries, self._roots)
         plugins = self._plugins()
+        providers = self._providers()
+        self._drop_unused()
         self._check([*self.primaries, *self._chosen.values()])
         mounts = [Mount(library.real, join(PRIVATE, name), create="file") for name, library in self._chosen.items()]
         mounts += [Mount(folder, join(PRIVATE, name), create="dir") for name, folder in plugins.items()]
-        mounts += self._pinned()
+        mounts += [*providers, *self._pinned()]
         return Placed(
             tuple(mounts),
             {"LD_LIBRARY_PATH": PRIVATE} if mounts else {},
@@ -98,7 +110,11 @@ class Dependencies:
             own = self._image_has(name, library)
             if own is not None and own.real in replaced and library.real in ours:
                 continue  # what is put over the image's file is found under this name, too
-            if own is None or self._prefers_host(name, library, own, users):
+            if _VERBS.fullmatch(split_name(name)[0]) and name not in self._forced:
+                hosts = own is None or self._takes_verbs(library, libraries)
+            else:
+                hosts = own is None or self._prefers_host(name, library, own, users)
+            if own is None or hosts:
                 self._chosen[name] = library
             else:
                 self._own[name] = own
@@ -111,21 +127,64 @@ class Dependencies:
     def _prefers_host(self, name: str, library: Library, own: Library, users: list[Library]) -> bool:
         if same_build(library, own):
             return False
-        fabric = self._is_fabric(name)
-        if stands_for(library, own):
-            # where the image's would do and the host's cannot, the image's
-            return fabric or not satisfies(own, name, users) or self._versions(library) is None
-        if fabric:
-            self.found.warnings.append(
-                f"{library.path} takes the place of the newer {own.path} of the image: it must fit the host's network."
-            )
+        if self._is_fabric(name):
+            if not stands_for(library, own):
+                why = "it must fit the host's network"
+                self.found.warnings.append(
+                    f"{library.path} takes the place of the newer {own.path} of the image: {why}."
+                )
             return True
-        if satisfies(own, name, users):
-            self.found.reasons.append(f"{own.path} stays the image's: it is newer than the host's {library.path}.")
+        if self._serves(name, own, library, users):
+            self.found.reasons.append(f"{own.path} stays the image's: it has all that is needed of {name}.")
             return False
-        evidence = f"the image needs its own {own.path}, and neither can stand for the other"
-        self.found.hard.append(Finding(Verdict.ABI_MISMATCH, library.path, evidence, (name,)))
+        if not stands_for(library, own):
+            evidence = f"the image needs its own {own.path}, and neither can stand for the other"
+            self.found.hard.append(Finding(Verdict.ABI_MISMATCH, library.path, evidence, (name,)))
         return True
+
+    def _serves(self, name: str, own: Library, library: Library, users: Iterable[Library]) -> bool:
+        """Return whether the image's file has every version (without versions: every symbol) that is taken of ours."""
+        users = [user for user in users if name in user.elf.needed]
+        if self.image.closure([own]).missing or not satisfies(own, name, users):
+            return False
+        if own.elf.versions_defined:
+            return True
+        taken = {symbol for user in users for symbol in self._symbols(self.host, user).undefined}
+        return taken & self._symbols(self.host, library).defined <= self._symbols(self.image, own).defined
+
+    def _symbols(self, libraries: Libraries, library: Library) -> Symbols:
+        key = (libraries is self.host, library.real)
+        if key not in self._known_symbols:
+            self._known_symbols[key] = symbols_of(libraries, library)
+        return self._known_symbols[key]
+
+    def _takes_verbs(self, library: Library, libraries: Mapping[str, Library]) -> bool:
+        """Return whether rdma-core is the host's: decided once, by what is complete and newer."""
+        if self._verbs_of_host is None:
+            verbs = {name: one for name, one in libraries.items() if _VERBS.fullmatch(split_name(name)[0])}
+            own = {name: self._image_has(name, one) for name, one in verbs.items()}
+            ours = self.image.find(_IBVERBS, wanted_by=library)
+            complete = ours is not None and self.image.tree.kind(join(dirname(ours.real), "libibverbs")) == "dir"
+            as_new = all(one is not None and stands_for(one, verbs[name]) for name, one in own.items())
+            self._verbs_of_host = not (complete and as_new)
+            whose = "host's" if self._verbs_of_host else "image's: it is complete and as new as the host's"
+            self.found.reasons.append(f"rdma-core (libibverbs, its providers, librdmacm) is the {whose}.")
+        return self._verbs_of_host
+
+    def _providers(self) -> list[Mount]:
+        """Return the mounts that the host's libibverbs finds its providers by, and choose what those need."""
+        library = self._chosen.get(_IBVERBS)
+        if library is None:
+            return []
+        folder = join(dirname(library.real), "libibverbs")
+        mounts = [Mount(path, path, create="dir") for path in (folder, _DRIVERS) if self.host.tree.kind(path) == "dir"]
+        names = self.host.tree.listdir(folder) if mounts and mounts[0].source == folder else []
+        parts = {name: part for name in names if (part := self.host.load(join(folder, name)))}
+        self._choose(self.host.closure(parts.values()).libraries, list(parts.values()))
+        # a link that leads out of the directory is broken in the container; then it is looked for by name
+        self._chosen |= {name: part for name, part in parts.items() if dirname(part.real) != folder}
+        self._roots += parts.values()
+        return mounts
 
     def _is_fabric(self, name: str) -> bool:
         return name in self._forced or is_fabric(name)
@@ -143,7 +202,20 @@ class Dependencies:
             loaded = [part for part in parts if part is not None and part.elf.abi == library.elf.abi]
             # a part whose needs are not met is passed by when it is to be loaded: what is missing is no error
             self._choose(self.host.closure(loaded).libraries, loaded)
+            self._roots += loaded
         return folders
+
+    def _drop_unused(self) -> None:
+        """Leave out what only those of the host's libraries need that the image's own were preferred to."""
+        reached = {root.real for root in self._roots}
+        waiting = list(self._roots)
+        while waiting:
+            for name in waiting.pop().elf.needed:
+                library = self._chosen.get(name)
+                if library is not None and library.real not in reached:
+                    reached.add(library.real)
+                    waiting.append(library)
+        self._chosen = {name: library for name, library in self._chosen.items() if library.real in reached}
 
     def _check(self, libraries: Iterable[Library]) -> None:
         known = {finding.library for finding in self.found.hard}
@@ -170,10 +242,13 @@ class Dependencies:
                 copy = self.image.load(join(folder, name))
                 if copy is None or copy.real in replaced or copy.real in mounts or same_build(copy, library):
                     continue
+                users = (*self.primaries, *self._chosen.values())
+                if not self._is_fabric(name) and self._serves(name, copy, library, users):
+                    continue
                 if stands_for(library, copy) or self._is_fabric(name):
                     mounts[copy.real] = Mount(library.real, copy.real, create="none")
                     continue
-                evidence = f"{how} leads to {copy.path} of the image, which is newer and must stay"
+                evidence = f"{how} leads to {copy.path} of the image, which lacks what is needed and must stay"
                 self.found.hard.append(Finding(Verdict.PINNED_BY_RPATH, library.path, evidence, (copy.real,)))
         return list(mounts.values())
 

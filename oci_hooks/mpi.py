@@ -37,7 +37,7 @@ _ROLES = {
 }
 _PUBLIC = re.compile(r"P?MPI_[A-Z]\w*")
 _BINDING = re.compile(r"_*p?mpix?_\w+|_Z\w*3MPI\w*", re.IGNORECASE)
-_PROMISED = re.compile(r"p?mpi_[a-z0-9_]+_|_Z\w*3MPI\w*")
+_PROMISED = re.compile(r"p?mpi_(?!\w*(f08|cptr))[a-z0-9_]+_|_Z\w*3MPI\w*")
 """What the MPICH ABI covers of them: mpif.h and C++, not the modules, whose names are the compiler's."""
 
 

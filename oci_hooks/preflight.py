@@ -118,10 +118,12 @@ def same_build(one: Library, other: Library) -> bool:
 def stands_for(one: Library, other: Library) -> bool:
     """Return whether programs made for `other` can use `one`: it has every symbol version, or as high a number.
 
-    libtool and glibc libraries with one SONAME are compatible backwards, never forwards.
+    libtool and glibc libraries with one SONAME are compatible backwards, never forwards. Private versions are for
+    the parts of one build.
     """
-    if other.elf.versions_defined:
-        return set(other.elf.versions_defined) <= set(one.elf.versions_defined)
+    promised = {version for version in other.elf.versions_defined if "PRIVATE" not in version}
+    if promised:
+        return promised <= set(one.elf.versions_defined)
     stem, numbers = split_name(basename(one.real))
     other_stem, other_numbers = split_name(basename(other.real))
     return stem != other_stem or numbers >= other_numbers

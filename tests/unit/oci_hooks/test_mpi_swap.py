@@ -160,25 +160,104 @@ def test_the_closure_comes_along(world: World) -> None:
 
 
 @pytest.mark.parametrize(
-    ("ours", "theirs", "chosen"),
+    ("ours", "theirs", "uses", "chosen"),
     [
-        (["V_1", "V_2"], ["V_1"], "host"),
-        (["V_1"], ["V_1", "V_2"], "image"),
-        (["V_1", "V_2"], ["V_1", "V_2"], "host"),
-        (["V_1", "V_X"], ["V_1", "V_Y"], "image"),
+        (["V_1", "V_2"], ["V_1"], "V_2", "host"),
+        (["V_1", "V_2"], ["V_1"], "V_1", "image"),
+        (["V_1"], ["V_1", "V_2"], "V_1", "image"),
+        (["V_1", "V_X"], ["V_1", "V_Y"], "V_1", "image"),
     ],
 )
-def test_whose_dependency(world: World, ours: list[str], theirs: list[str], chosen: str) -> None:
-    """The newer of both: it has every version the other one's programs need."""
+def test_whose_dependency(world: World, ours: list[str], theirs: list[str], uses: str, chosen: str) -> None:
+    """The image's, when it has the versions that are needed."""
     world.libc()
     needs = [library(world.host / LIB / "libz.so.1", defines={v: [f"f_{v}", "h" + v] for v in ours})]
     library(world.image / LIB / "libz.so.1", defines={v: [f"f_{v}"] for v in theirs})
-    world.mpi(world.host, uses=["f_V_1"], needs=needs)
+    world.mpi(world.host, uses=[f"f_{uses}"], needs=needs)
     world.mpi(world.image, functions=["MPI_Init"])
     plan = world.plan()
     assert not plan.missing
     assert (("/usr/lib/libz.so.1", f"{PRIVATE}/libz.so.1") in swaps(plan)) is (chosen == "host")
     assert ("LD_LIBRARY_PATH" in plan.env_prepend) is (chosen == "host")
+
+
+@pytest.mark.parametrize(("theirs", "chosen"), [(["a", "b", "c"], "image"), (["a"], "host")])
+def test_whose_dependency_without_versions(world: World, theirs: list[str], chosen: str) -> None:
+    """By symbols, where there are no versions."""
+    world.libc()
+    needs = [library(world.host / LIB / "libhwloc.so.15.6.1", soname="libhwloc.so.15", defines={"": ["a", "b"]})]
+    link(world.host / LIB / "libhwloc.so.15", "libhwloc.so.15.6.1")
+    library(world.image / LIB / "libhwloc.so.15", defines={"": theirs})
+    world.mpi(world.host, uses=["b"], needs=needs)
+    world.mpi(world.image, functions=["MPI_Init"])
+    assert (f"{PRIVATE}/libhwloc.so.15" in {mount.target for mount in world.plan().mounts}) is (chosen == "host")
+
+
+def test_the_images_own_is_no_help_without_what_it_needs_itself(world: World) -> None:
+    world.libc()
+    needs = [library(world.host / LIB / "libz.so.1", defines={"": ["z"]})]
+    gone = library(world.image / LIB / "libgone.so.1")
+    library(world.image / LIB / "libz.so.1", defines={"": ["z", "more"]}, needs=[gone])
+    gone.unlink()
+    world.mpi(world.host, uses=["z"], needs=needs)
+    world.mpi(world.image, functions=["MPI_Init"])
+    assert f"{PRIVATE}/libz.so.1" in {mount.target for mount in world.plan().mounts}
+
+
+def test_what_only_a_spurned_library_needs_stays_behind(world: World) -> None:
+    world.libc()
+    deep = library(world.host / LIB / "libdeep.so.1", defines={"": ["deep"]})
+    needs = [library(world.host / LIB / "libz.so.1", defines={"": ["z"]}, uses=["deep"], needs=[deep])]
+    library(world.image / LIB / "libz.so.1", defines={"": ["z"]})
+    world.mpi(world.host, uses=["z"], needs=needs)
+    world.mpi(world.image, functions=["MPI_Init"])
+    assert len(world.plan().mounts) == 1
+
+
+def verbs(top: Path, newest: str, *, providers: bool = True) -> list[Path]:
+    """Make rdma-core: libibverbs with its providers, and libmlx5, which is one of them."""
+    versions = {"IBVERBS_1.0": ["ibv_open"], newest: ["ibv_new"], f"IBVERBS_PRIVATE_{newest[-2:]}": ["verbs_init"]}
+    made = library(top / LIB / "libibverbs.so.1.14", soname="libibverbs.so.1", defines=versions)
+    link(top / LIB / "libibverbs.so.1", "libibverbs.so.1.14")
+    mlx5 = library(top / LIB / "libmlx5.so.1", defines={"MLX5_1.0": ["mlx5_open"]}, uses=["verbs_init"], needs=[made])
+    if providers:
+        link(top / LIB / "libibverbs/libmlx5-rdmav34.so", "../libmlx5.so.1")
+        library(top / LIB / "libibverbs/librxe-rdmav34.so", uses=["verbs_init"], needs=[made])
+        (top / "etc/libibverbs.d").mkdir(parents=True)
+    return [made, mlx5]
+
+
+@pytest.mark.parametrize(
+    ("theirs", "providers", "whose"),
+    [
+        ("IBVERBS_1.14", True, "image"),
+        ("IBVERBS_1.14", False, "host"),
+        ("IBVERBS_1.10", True, "host"),
+        ("", False, "host"),
+    ],
+)
+def test_rdma_core_is_one_set(world: World, theirs: str, *, providers: bool, whose: str) -> None:
+    world.libc()
+    needs = verbs(world.host, "IBVERBS_1.14")
+    if theirs:
+        verbs(world.image, theirs, providers=providers)
+    library(world.image / LIB / "libother.so")
+    world.mpi(world.host, uses=["ibv_open", "mlx5_open"], needs=needs)
+    world.mpi(world.image, functions=["MPI_Init"])
+    plan = world.plan()
+    expected = {
+        ("/usr/lib/libibverbs.so.1.14", f"{PRIVATE}/libibverbs.so.1"),
+        ("/usr/lib/libmlx5.so.1", f"{PRIVATE}/libmlx5.so.1"),
+        ("/usr/lib/libmlx5.so.1", f"{PRIVATE}/libmlx5-rdmav34.so"),
+        ("/usr/lib/libibverbs", "/usr/lib/libibverbs"),
+        ("/etc/libibverbs.d", "/etc/libibverbs.d"),
+    }
+    if whose == "image" and theirs == "IBVERBS_1.14":
+        # the same builds in both trees are no news: what counts is that none of them comes along
+        assert not swaps(plan) & expected
+    else:
+        assert expected <= swaps(plan)
+    assert not plan.missing
 
 
 def test_dependencies_that_exclude_each_other(world: World) -> None:
@@ -221,7 +300,7 @@ def test_pinned_by_run_path(world: World, newer: bool, verdict: str) -> None:
     world.libc()
     defines = {"V_1": ["a"], "V_2": ["b"]}
     needs = [library(world.host / LIB / "libz.so.1", defines=defines)]
-    theirs = {**defines, "V_3": ["c"]} if newer else {"V_1": ["a"]}
+    theirs = {"V_1": ["a"], "V_3": ["c"]} if newer else {"V_1": ["a"]}
     library(world.image / "opt/conda/lib/libz.so.1", defines=theirs)
     world.mpi(world.host, uses=["b"], needs=needs)
     world.mpi(world.image, "libmpi.so.12.1.10", functions=["MPI_Init"], folder="opt/conda/lib")
@@ -240,7 +319,7 @@ def test_run_path_of_the_hosts_own_library(world: World) -> None:
     world.libc()
     needs = [library(world.host / "opt/net/lib/libnet.so.1", defines={"V_2": ["net"]})]
     library(world.image / "opt/net/lib/libnet.so.1", defines={"": ["other"]})
-    world.mpi(world.host, needs=needs, rpath="/opt/net/lib")
+    world.mpi(world.host, uses=["net"], needs=needs, rpath="/opt/net/lib")
     world.mpi(world.image, functions=["MPI_Init"])
     assert ("/opt/net/lib/libnet.so.1", "/opt/net/lib/libnet.so.1") in swaps(world.plan())
 
