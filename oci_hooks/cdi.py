@@ -36,6 +36,13 @@ _MORE_DIRECTORIES = ("/usr/lib64/nvidia", "/usr/lib/x86_64-linux-gnu/nvidia/curr
 _COMPANIONS = ("libgdrapi.so.2",)
 _STAGES = ("prestart", "createRuntime", "createContainer", "poststart", "poststop")
 _MOST_FILES = 4096
+# containerEdits: what must be a text in each entry; entries of `env` are texts themselves
+_EDITS: dict[str, tuple[str, ...]] = {
+    "deviceNodes": ("path",),
+    "mounts": ("hostPath", "containerPath"),
+    "hooks": ("hookName", "path"),
+    "env": (),
+}
 
 
 def generate(host: "Tree", gpus: Iterable[Gpu], driver: str, folder: str = "") -> dict[str, Any]:
@@ -134,7 +141,37 @@ def _read(host: "Tree", path: str, problems: list[str]) -> dict[str, Any] | None
     except (OSError, ValueError, SquashmountError) as err:
         problems.append(f"{path} cannot be used: {err}".replace("\n", " "))
         return None
-    return spec if isinstance(spec, dict) else None
+    if not isinstance(spec, dict) or not _well_formed(spec):
+        problems.append(f"{path} is not a CDI file")
+        return None
+    return spec
+
+
+def _well_formed(spec: dict[str, Any]) -> bool:
+    """Tell whether everything that will be read is of its type. Absent and null are the same (Go writes null)."""
+    devices = spec["devices"] = spec.get("devices") or []
+    if not isinstance(devices, list) or not all(isinstance(device, dict) for device in devices):
+        return False
+    for part in (spec, *devices):
+        edits = part["containerEdits"] = part.get("containerEdits") or {}
+        if not isinstance(edits, dict):
+            return False
+        for key, names in _EDITS.items():
+            rules = edits[key] = edits.get(key) or []
+            if not isinstance(rules, list) or not all(_has_texts(rule, names) for rule in rules):
+                return False
+    return True
+
+
+def _has_texts(rule: Any, names: tuple[str, ...]) -> bool:
+    if not names:
+        return isinstance(rule, str)
+    lists = (rule.get(name) or [] for name in ("options", "args", "env")) if isinstance(rule, dict) else ()
+    return (
+        isinstance(rule, dict)
+        and all(isinstance(rule.get(name), str) for name in names)
+        and all(isinstance(each, list) and all(isinstance(one, str) for one in each) for each in lists)
+    )
 
 
 def _yaml(data: bytes) -> Any:
@@ -169,7 +206,7 @@ def contribution(spec: dict[str, Any], names: Iterable[str], *, host: "Tree", im
     hooks, refused = _hooks(edits)
     return Contribution(
         mounts=mounts,
-        devices=tuple(dict.fromkeys(Device(node["path"], node.get("permissions", "rw")) for node in nodes)),
+        devices=tuple(dict.fromkeys(Device(node["path"], str(node.get("permissions") or "rw")) for node in nodes)),
         env_set=env,
         hooks=hooks,
         rejected=(*rejected, *refused),
@@ -185,7 +222,7 @@ def _mounts(edits: list[dict[str, Any]], host: "Tree", image: "Tree") -> tuple[t
         if why:
             rejected.append(f"{source} is left out: {why}")
         else:
-            options = tuple(option for option in rule.get("options", ()) if option not in {"bind", "rbind"})
+            options = tuple(option for option in rule.get("options") or () if option not in {"bind", "rbind"})
             found.setdefault(target, Mount(source, target, options or ("ro", "nosuid", "nodev")))
     return tuple(found.values()), rejected
 
@@ -201,8 +238,8 @@ def _hooks(edits: list[dict[str, Any]]) -> tuple[tuple[Hook, ...], list[str]]:
     found, rejected = [], []
     for rule in [rule for edit in edits for rule in edit.get("hooks", [])]:
         if rule.get("hookName") in _STAGES:
-            args = tuple(rule.get("args", (rule["path"],)))
-            found.append(Hook(rule["hookName"], rule["path"], args, tuple(rule.get("env", ()))))
+            args = tuple(rule.get("args") or (rule["path"],))
+            found.append(Hook(rule["hookName"], rule["path"], args, tuple(rule.get("env") or ())))
         else:
             rejected.append(f"the hook {rule.get('path')} at {rule.get('hookName')}: no path of the host exists there")
     return tuple(dict.fromkeys(found)), rejected

@@ -11,6 +11,7 @@ import tomlkit
 from squashmount.errors import UsageError
 
 VARIABLE = re.compile(r"\$(?:\{([A-Za-z_]\w*)\}|([A-Za-z_]\w*))")
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\*?")
 _MODULE_NAME = re.compile(r"[^a-z0-9._-]+")
 _NO_DEVICES = ("/dev/shm", "/dev/mqueue", "/dev/hugepages", "/dev/log", "/dev/pts")  # noqa: S108 - names of mounts
 _FORBIDDEN = ("/proc", "/sys", "/dev", "/etc", "/etc/passwd", "/etc/group", "/etc/shadow", "/run", "/run/secrets")
@@ -82,9 +83,8 @@ class Draft:
         Without options a system path is read-only.
         """
         if source.startswith("/dev/") and not source.startswith(_NO_DEVICES) and _same_place(source, target):
-            self.device(source)
-            return ""
-        why = _podmans_own(target or source)
+            return self.device(source)
+        why = _no_place(source, target) or _podmans_own(target or source)
         if why:
             return why
         self.allow(source, target)
@@ -104,13 +104,28 @@ class Draft:
             self.mounts.append(entry)
         return ""
 
-    def device(self, path: str, *, permissions: str = "rw") -> None:
-        """Add a device node (a pattern is allowed). It is optional: a missing device never stops a job."""
+    def device(self, path: str, *, permissions: str = "rw") -> str:
+        """Add a device node (or pattern), optional: a missing device never stops a job. Returns as `mount`."""
+        if not re.fullmatch(r"/dev/[^\0]+", path) or not re.fullmatch("[rwm]{1,3}", permissions):
+            return "not a path below /dev with permissions of r, w, m"
         entry: dict[str, Any] = {"path": path}
         if permissions != "rw":
             entry["permissions"] = permissions
         if entry not in self.devices:
             self.devices.append(entry)
+        return ""
+
+    def library(self, path: str, role: str) -> str:
+        """Add a library of the host by its path. Returns as `mount`."""
+        why = _no_place(path, "")
+        if not why:
+            self.libraries.append({"path": path, "role": role})
+        return why
+
+    def names(self, names: list[str], new: Sequence[str]) -> list[str]:
+        """Add names of variables to one of the lists `env_unset` and `env_pass`; return those that are none."""
+        names += [name for name in new if _NAME.fullmatch(name)]
+        return [name for name in new if not _NAME.fullmatch(name)]
 
     def allow(self, *texts: str) -> None:
         """Allow the variables of the host job that these texts name."""
@@ -171,6 +186,13 @@ class Draft:
         return head + tomlkit.dumps(_given(whole))
 
 
+def _no_place(source: str, target: str) -> str:
+    for path in (source, target) if target else (source,):
+        if not path.startswith(("/", "$")) or ".." in path.split("/") or "\0" in path:
+            return f"{path!r} is not an absolute path without .."
+    return ""
+
+
 def _podmans_own(target: str) -> str:
     """Return why nothing can be mounted there: the default policy forbids it."""
     if target.startswith(("/dev/shm", "/dev/mqueue")):  # noqa: S108 - the name of a mount
@@ -218,6 +240,51 @@ class Lines:
                 break
             at = found
         return self._text.count("\n", 0, at + 1) + 1
+
+
+class Given:
+    """A table of a peer's file, read with its types checked. UsageError names the file and the key."""
+
+    def __init__(self, value: object, log: Log, path: str = "") -> None:
+        """Take what the parser gave; `path` is where in the file it was."""
+        self._log, self._path = log, path
+        self.table: dict[str, Any] = self._checked(value, dict, "a table", path)
+
+    def _checked(self, value: Any, kind: type, what: str, path: str) -> Any:
+        if not isinstance(value, kind):
+            raise UsageError(f"{self._log.file}: {path or 'the file'} is not {what}.", details=f"it is {value!r:.200}")
+        return value
+
+    def _at(self, key: str) -> str:
+        return f"{self._path}.{key}" if self._path else key
+
+    def sub(self, key: str) -> "Given":
+        """Return the table under a key, empty when there is none."""
+        return Given(self.table.get(key) or {}, self._log, self._at(key))
+
+    def subs(self, key: str) -> "list[Given]":
+        """Return the tables of the list under a key."""
+        values = self._checked(self.table.get(key) or [], list, "a list", self._at(key))
+        return [Given(value, self._log, self._at(key)) for value in values]
+
+    def text(self, key: str, default: str = "") -> str:
+        """Return the text under a key."""
+        value = self.table.get(key)
+        return default if value is None else str(self._checked(value, str, "a text", self._at(key)))
+
+    def texts(self, key: str) -> list[str]:
+        """Return the texts of the list under a key; a single one is a list of one."""
+        value = self.table.get(key) or []
+        values = [value] if isinstance(value, str) else self._checked(value, list, "a list", self._at(key))
+        return [str(self._checked(each, str, "a text", self._at(key))) for each in values]
+
+    def map(self, key: str) -> dict[str, str]:
+        """Return the table of texts under a key; numbers and booleans become texts."""
+        table = self.sub(key).table
+        return {
+            str(name): str(self._checked(value, (str, int, float), "a text", f"{self._at(key)}.{name}"))  # type: ignore[arg-type]
+            for name, value in table.items()
+        }
 
 
 def read(path: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from squashmount.errors import UsageError
 
-from .draft import Draft, Lines, Log, Translated, collect, module_name, read, stem
+from .draft import Draft, Given, Lines, Log, Translated, collect, module_name, read, stem
 
 # annotation: the shipped module that does the same
 _HOOKS = {
@@ -33,22 +33,23 @@ def translate(files: Sequence[str]) -> Translated:
 def _file(log: Log) -> Draft:
     text = read(log.file)
     try:
-        given = tomllib.loads(text)
+        given = Given(tomllib.loads(text), log)
     except tomllib.TOMLDecodeError as err:
         raise UsageError(f"{log.file} is not TOML.", details=str(err)) from err
     lines = Lines(text)
     name = module_name(stem(log.file))
     draft = Draft(name, f"from the environment definition {stem(log.file)}")
     draft.notes.append(f"--environment={stem(log.file)} is now: podman run --annotation squashmount.{name}=on IMAGE")
-    bases = given.pop("base_environment", [])
-    draft.requires += [module_name(stem(base)) for base in ([bases] if isinstance(bases, str) else bases)]
-    for entry in given.pop("mounts", []):
-        _mount(str(entry), lines.of("mounts", str(entry)), draft, log)
-    for key, value in given.pop("env", {}).items():
-        _environment(key, str(value), lines.of("env", key), draft, log)
-    for key, value in _flat(given.pop("annotations", {})):
+    draft.requires += [module_name(stem(base)) for base in given.texts("base_environment")]
+    for entry in given.texts("mounts"):
+        _mount(entry, lines.of("mounts", entry), draft, log)
+    for key, value in given.map("env").items():
+        _environment(key, value, lines.of("env", key), draft, log)
+    for key, value in _flat(given.sub("annotations").table):
         _annotation(key, str(value).lower(), lines.of("annotations", *key.split(".")), draft, log)
-    for key, value in given.items():
+    for key, value in given.table.items():
+        if key in {"base_environment", "mounts", "env", "annotations"}:
+            continue
         _option(key, value, lines.of(key), log)
     return draft
 
@@ -86,7 +87,8 @@ def _mount(entry: str, line: int, draft: Draft, log: Log) -> None:
 
 def _environment(name: str, value: str, line: int, draft: Draft, log: Log) -> None:
     if not value:
-        draft.env_unset.append(name)
+        if draft.names(draft.env_unset, [name]):
+            log.add(line, f"env {name}", "not the name of a variable")
     elif _NOT_SIMPLE.search(value):
         log.add(line, f"env {name} = {value}", "a module knows $NAME and ${NAME} only")
     # ${NAME} is the image's value where it has one

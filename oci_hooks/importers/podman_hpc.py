@@ -112,7 +112,12 @@ def _unknown(fields: dict[str, _Value], log: Log) -> None:
 
 
 def _arguments(given: _Value, draft: Draft, log: Log) -> None:
-    words = [(word, line) for text, line in given.items() for word in shlex.split(text)]
+    words = []
+    for text, line in given.items():
+        try:
+            words += [(word, line) for word in shlex.split(text)]
+        except ValueError as err:
+            log.add(line, f"additional_args {text}", f"cannot be split into words: {err}")
     while words:
         option, line = words.pop(0)
         value = ""
@@ -135,7 +140,9 @@ def _argument(option: str, value: str, line: int, draft: Draft, log: Log) -> Non
         if why:
             log.add(line, said, why)
     elif option == "--device":
-        draft.device(value.partition(":")[0])
+        why = draft.device(value.partition(":")[0])
+        if why:
+            log.add(line, said, why)
     elif option in _CONTAINERS_CONF:
         key = _CONTAINERS_CONF[option]
         quoted = f'"{value}"' if value else "..."
@@ -149,7 +156,8 @@ def _argument(option: str, value: str, line: int, draft: Draft, log: Log) -> Non
 def _environment(text: str, line: int, draft: Draft, log: Log) -> None:
     name, equals, value = text.partition("=")
     if not equals:
-        draft.env_pass.append(name)
+        if draft.names(draft.env_pass, [name]):
+            log.add(line, f"additional_args -e {text}", "not the name of a variable")
     # podman-hpc replaces a list, so of two modules one wins; both are meant to add to it
     elif not draft.literal("prepend" if name in _LISTS else "set", name, value):
         log.add(line, f"additional_args -e {text}", LITERAL)

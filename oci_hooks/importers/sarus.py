@@ -8,11 +8,10 @@ import json
 import os
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from squashmount.errors import UsageError
 
-from .draft import LITERAL, Draft, Lines, Log, Translated, collect, module_name, read, stem
+from .draft import LITERAL, Draft, Given, Lines, Log, Translated, collect, module_name, read, stem
 
 _STAGES = ("prestart", "createRuntime", "createContainer", "poststart", "poststop")
 _PROVIDERS = "<FI_PROVIDER_PATH>"
@@ -68,25 +67,25 @@ def _file(log: Log) -> Draft | None:
     except ValueError as err:
         raise UsageError(f"{log.file} is not JSON.", details=str(err)) from err
     lines = Lines(text)
-    if isinstance(given, dict) and isinstance(given.get("hook"), dict):
-        return _hook(given, lines, log)
+    if isinstance(given, dict) and "hook" in given:
+        return _hook(Given(given, log), lines, log)
     if isinstance(given, dict) and ({"siteMounts", "siteDevices", "environment", "prefixDir"} & set(given)):
-        return _site(given, lines, log)
+        return _site(Given(given, log), lines, log)
     raise UsageError(f"{log.file} is neither a hook file nor a sarus.json.", details='a hook file has a "hook"')
 
 
-def _hook(given: dict[str, Any], lines: Lines, log: Log) -> Draft | None:
-    hook = given["hook"]
-    path = str(hook.get("path", ""))
+def _hook(given: Given, lines: Lines, log: Log) -> Draft | None:
+    hook = given.sub("hook")
+    path = hook.text("path")
     program = os.path.basename(path)
     if program in _NO_MODULE:
         log.add(lines.of('"path"', path), program, _NO_MODULE[program])
         return None
     draft = Draft(module_name(stem(log.file)), f"from Sarus' hook file {os.path.basename(log.file)} ({program})")
-    _when(given.get("when", {}), lines, draft, log)
-    environ = dict(text.partition("=")[::2] for text in hook.get("env", []))
+    _when(given.sub("when"), lines, draft, log)
+    environ = dict(text.partition("=")[::2] for text in hook.texts("env"))
     known: dict[str, Callable[[], None]] = {
-        "mount_hook": lambda: _mount_hook(hook.get("args", [])[1:], environ, lines, draft, log),
+        "mount_hook": lambda: _mount_hook(hook.texts("args")[1:], environ, lines, draft, log),
         "mpi_hook": lambda: _mpi_hook(environ, lines, draft, log),
         "amdgpu_hook": lambda: setattr(draft, "planner", "amd"),
     }
@@ -94,25 +93,28 @@ def _hook(given: dict[str, Any], lines: Lines, log: Log) -> Draft | None:
     return draft
 
 
-def _chain(given: dict[str, Any], environ: dict[str, str], lines: Lines, draft: Draft, log: Log) -> None:
-    hook = given["hook"]
-    for stage in given.get("stages", []):
+def _chain(given: Given, environ: dict[str, str], lines: Lines, draft: Draft, log: Log) -> None:
+    hook = given.sub("hook")
+    if not hook.text("path").startswith("/"):
+        log.add(lines.of('"path"'), f"hook.path {hook.text('path')}", "not an absolute path")
+        return
+    for stage in given.texts("stages"):
         if stage not in _STAGES:
             log.add(lines.of('"stages"', stage), f"stage {stage}", "a path of the host does not exist in the container")
             continue
-        entry = {"stage": stage, "path": hook["path"], "args": hook.get("args", []), "env": environ}
+        entry = {"stage": stage, "path": hook.text("path"), "args": hook.texts("args"), "env": environ}
         draft.hooks.append({key: value for key, value in entry.items() if value})
-    if "timeout" in hook:
+    if "timeout" in hook.table:
         log.add(lines.of('"timeout"'), "timeout", "a chained hook has none")
 
 
-def _when(when: dict[str, Any], lines: Lines, draft: Draft, log: Log) -> None:
-    draft.always = bool(when.get("always"))
-    if "commands" in when:
+def _when(when: Given, lines: Lines, draft: Draft, log: Log) -> None:
+    draft.always = bool(when.table.get("always"))
+    if "commands" in when.table:
         log.add(lines.of('"commands"'), "when.commands", "a module cannot depend on the program that is run")
-    if "hasBindMounts" in when:
+    if "hasBindMounts" in when.table:
         log.add(lines.of('"hasBindMounts"'), "when.hasBindMounts", "a module cannot depend on other mounts")
-    wanted = dict(when.get("annotations", {}))
+    wanted = when.map("annotations")
     if len(wanted) > 1:
         # Sarus sets `….enabled` itself whenever it sets an annotation beside it
         wanted = {key: value for key, value in wanted.items() if not re.search(r"\.enabled\$?$", key)} or wanted
@@ -148,7 +150,9 @@ def _mount(text: str, line: int, draft: Draft, log: Log) -> None:
     if fields.get("type") != "bind" or not source or not target:
         log.add(line, text, "Sarus takes type=bind with a source and a destination only")
     elif target.startswith(_PROVIDERS + "/"):
-        draft.libraries.append({"path": source, "role": "provider"})
+        why = draft.library(source, "provider")
+        if why:
+            log.add(line, text, why)
     elif _PROVIDERS in target:
         log.add(line, text, "the image's provider directory is known to libraries of the role provider only")
     else:
@@ -168,13 +172,18 @@ def _device(text: str, line: int, draft: Draft, log: Log) -> None:
         log.add(line, text, "a module's device has the same path in the container")
         return
     # mknod of device nodes is nothing a rootless container can do
-    draft.device(source, permissions=permissions.replace("m", ""))
+    why = draft.device(source, permissions=permissions.replace("m", ""))
+    if why:
+        log.add(line, text, why)
 
 
 def _mpi_hook(environ: dict[str, str], lines: Lines, draft: Draft, log: Log) -> None:
     draft.planner = "mpich"
     for name, role in (("MPI_LIBS", "primary"), ("MPI_DEPENDENCY_LIBS", "dependency")):
-        draft.libraries += [{"path": path, "role": role} for path in environ.get(name, "").split(":") if path]
+        for path in environ.get(name, "").split(":"):
+            why = draft.library(path, role) if path else ""
+            if why:
+                log.add(lines.of(name, path), f"{name} {path}", why)
     for path in environ.get("BIND_MOUNTS", "").split(":"):
         why = draft.mount(path) if path else ""
         if why:
@@ -185,23 +194,23 @@ def _mpi_hook(environ: dict[str, str], lines: Lines, draft: Draft, log: Log) -> 
         log.add(lines.of("MPI_COMPATIBILITY_TYPE"), f"MPI_COMPATIBILITY_TYPE={strictness}", why)
 
 
-def _site(given: dict[str, Any], lines: Lines, log: Log) -> Draft:
+def _site(given: Given, lines: Lines, log: Log) -> Draft:
     draft = Draft("sarus-site", "from sarus.json: what Sarus does for every container", always=True)
-    for entry in given.get("siteMounts", []):
-        flags = entry.get("flags", {})
-        options = ("ro",) if "readonly" in flags else ()
+    for entry in given.subs("siteMounts"):
+        options = ("ro",) if "readonly" in entry.sub("flags").table else ()
         _mount_of_site(entry, options, lines, draft, log)
-    for entry in given.get("siteDevices", []):
-        line = lines.of('"siteDevices"', json.dumps(entry.get("source")))
-        parts = (entry.get("source", ""), entry.get("destination", ""), entry.get("access", "rwm"))
+    for entry in given.subs("siteDevices"):
+        line = lines.of('"siteDevices"', json.dumps(entry.text("source")))
+        parts = (entry.text("source"), entry.text("destination"), entry.text("access", "rwm"))
         _device(":".join(part for part in parts if part), line, draft, log)
-    changes = given.get("environment", {})
+    changes = given.sub("environment")
     for action in ("set", "prepend", "append"):
-        for name, value in changes.get(action, {}).items():
-            if not draft.literal(action, name, str(value)):
+        for name, value in changes.map(action).items():
+            if not draft.literal(action, name, value):
                 log.add(lines.of('"environment"', f'"{action}"', f'"{name}"'), f"environment {name}={value}", LITERAL)
-    draft.env_unset += changes.get("unset", [])
-    for key in given:
+    for name in draft.names(draft.env_unset, changes.texts("unset")):
+        log.add(lines.of('"unset"', name), f"environment unset {name}", "not the name of a variable")
+    for key in given.table:
         line = lines.of(f'"{key}"')
         if key in _ELSEWHERE:
             log.add(line, key, f"not a module's: {_ELSEWHERE[key]}")
@@ -212,9 +221,9 @@ def _site(given: dict[str, Any], lines: Lines, log: Log) -> Draft:
     return draft
 
 
-def _mount_of_site(entry: dict[str, Any], options: tuple[str, ...], lines: Lines, draft: Draft, log: Log) -> None:
-    source, target = str(entry.get("source", "")), str(entry.get("destination", ""))
-    if entry.get("type") != "bind" or not source or not target:
+def _mount_of_site(entry: Given, options: tuple[str, ...], lines: Lines, draft: Draft, log: Log) -> None:
+    source, target = entry.text("source"), entry.text("destination")
+    if entry.text("type") != "bind" or not source or not target:
         log.add(lines.of('"siteMounts"', json.dumps(source)), f"siteMounts {source}", "Sarus mounts type bind only")
         return
     why = draft.mount(source, target, options=options)

@@ -91,7 +91,8 @@ def _set(key: str, value: str, line: int, draft: Draft, log: Log) -> None:
             elif not draft.literal(action, name, text):
                 log.add(line, f"{key} {name}={text}", LITERAL)
     elif key == "siteEnvUnset":
-        draft.env_unset += value.split()
+        for name in draft.names(draft.env_unset, value.split()):
+            log.add(line, f"{key} {name}", "not the name of a variable")
     elif key == "conflict":
         draft.conflicts += [module_name(name) for name in value.split()]
     elif key == "siteFs":

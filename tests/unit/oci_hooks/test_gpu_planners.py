@@ -277,11 +277,30 @@ def test_a_cdi_file_that_somebody_else_could_have_written_is_passed_over(planned
     assert any("nvidia.json is not trusted: everybody can write it" in text for text in part.rejected)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "kind: [", ""])
+_HEAD = '"kind": "nvidia.com/gpu"'
+DAMAGED = [
+    *("{", "[]", "kind: [", ""),
+    *(f"{{{_HEAD}, {rest}}}" for rest in ('"devices": 1', '"devices": [1]', '"containerEdits": []')),
+    f'{{{_HEAD}, "containerEdits": {{"mounts": [{{"hostPath": 1, "containerPath": "/x"}}]}}}}',
+    f'{{{_HEAD}, "containerEdits": {{"deviceNodes": [{{}}], "env": [1]}}}}',
+]
+
+
+@pytest.mark.parametrize("text", DAMAGED)
 def test_a_damaged_cdi_file_is_passed_over(planned: Planned, host: Path, text: str) -> None:
     for name in ("a.json", "b.yaml"):
         put(host / "etc/cdi" / name, text)
-    assert any("libcuda" in mount.target for mount in planned().mounts)
+    part = planned()
+    assert any("libcuda" in mount.target for mount in part.mounts)
+    assert any("a.json" in said for said in part.rejected)
+
+
+def test_null_lists_are_empty_ones(planned: Planned, host: Path) -> None:
+    names = ("0", "GPU-1000-aa", "GPU-0000-aa")
+    devices = [{"name": name, "containerEdits": {"deviceNodes": None}} for name in names]
+    edits = {"mounts": None, "hooks": None, "env": ["VENDOR=yes"]}
+    vendor(host, "etc/cdi/nvidia.json", containerEdits=edits, devices=devices)
+    assert planned().env_set["VENDOR"] == "yes"
 
 
 def test_the_made_file_is_one_that_podman_takes(host: Path) -> None:

@@ -1,5 +1,6 @@
 """Importing the configuration of the peers: what becomes of each key, and what is said about the rest."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -9,6 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tomlkit
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from peers import PODMAN_HPC
 from squashmount.oci_hooks.cli import main
 from squashmount.oci_hooks.importers import KINDS, Translated, translate
@@ -462,6 +467,65 @@ def test_what_is_not_such_a_file_is_an_error(write: Write, kind: str, name: str,
         translate(kind, [path])
     assert (path if kind in KINDS else kind) in caught.value.brief
     assert caught.value.details
+
+
+WORDS = [
+    "",
+    "/a",
+    "$A",
+    "a=b",
+    "/a:/b",
+    "/a/../b:/c",
+    "'",
+    "^a$",
+    "--mount=type=bind,src=a,dst=b",
+    "a b",
+    "_x",
+    "é",
+    "\\x00",
+]
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(0, 9) | st.sampled_from(WORDS),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(WORDS), inner, max_size=2),
+    max_leaves=4,
+)
+WHOLE: dict[str, list[Any]] = {
+    "sarus": [SARUS_MOUNT, json.loads(SARUS_JSON), {"hook": {"path": "/x", "env": ["A=b"]}, "stages": ["prestart"]}],
+    "podman-hpc": [yaml.safe_load(HPC)],
+    "edf": [tomllib.loads(EDF)],
+}
+
+
+def places(value: Any) -> list[list[Any]]:
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [[], *([key, *rest] for key, each in inner for rest in places(each))]
+
+
+@settings(max_examples=400, deadline=None)
+@given(data=st.data(), kind=st.sampled_from(sorted(WHOLE)))
+def test_whatever_is_in_a_file_becomes_a_module_that_passes_or_a_usage_error(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, kind: str
+) -> None:
+    table = copy.deepcopy(data.draw(st.sampled_from(WHOLE[kind])))
+    *path, last = data.draw(st.sampled_from([place for place in places(table) if place]))
+    at = table
+    for key in path:
+        at = at[key]
+    at[last] = data.draw(VALUES)
+    folder = tmp_path_factory.mktemp("any", numbered=True)
+    file = folder / "x"
+    file.write_text(tomlkit.dumps(without_null(table)) if kind == "edf" else json.dumps(table))  # JSON is YAML
+    try:
+        result = translate(kind, [str(file)])
+    except UsageError:
+        return
+    checked(result, folder)
+
+
+def without_null(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: without_null(inner) for key, inner in value.items() if inner is not None}
+    return [without_null(inner) for inner in value if inner is not None] if isinstance(value, list) else value
 
 
 def test_two_files_of_one_name_are_an_error(write: Write) -> None:
