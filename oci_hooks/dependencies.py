@@ -75,7 +75,7 @@ class Dependencies:
 
     def __post_init__(self) -> None:
         """Start with nothing chosen."""
-        self._forced = {library.elf.soname for library in self.extra}
+        self._forced = {library.name for library in self.extra}
         self._chosen: dict[str, Library] = {}
         self._own: dict[str, Library] = {}
         self._verbs_of_host: bool | None = None
@@ -86,7 +86,7 @@ class Dependencies:
         """Choose for everything that is needed, check it, and say where it goes."""
         closure = self.host.closure(self._roots)
         self.found.hard += check_missing(closure.missing)
-        self._choose({library.elf.soname: library for library in self.extra}, self._roots)
+        self._choose({library.name: library for library in self.extra}, self._roots)
         self._choose(closure.libraries, self._roots)
         plugins = self._plugins()
         providers = self._providers()

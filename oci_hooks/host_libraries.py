@@ -109,17 +109,17 @@ def _check_machine(image: Libraries, libraries: tuple[Library, ...], found: Find
 
 def _over(image: Libraries, libraries: tuple[Library, ...], found: Findings) -> list[Mount]:
     """Return mounts over copies outside of the loader's directories: programs reach them by run paths."""
-    by_name = {library.elf.soname: library for library in libraries}
+    by_name = {library.name: library for library in libraries}
     stems = {split_name(name)[0] for name in by_name}
     known = {*image.defaults, *image.path}
     mounts: dict[str, Mount] = {}
     for copy in image.copies(lambda name: split_name(name)[0] in stems):
-        library = by_name.get(copy.elf.soname)
+        library = by_name.get(copy.name)
         if library is None or library.elf.abi != copy.elf.abi or dirname(copy.real) in known:
             continue
         if same_build(library, copy) or copy.real in mounts:
             continue
-        if stands_for(library, copy) or is_fabric(copy.elf.soname):
+        if stands_for(library, copy) or is_fabric(copy.name):
             mounts[copy.real] = Mount(library.real, copy.real, create="none")
         else:
             found.rejected.append(f"{copy.path} stays the image's: it is newer than the host's {library.path}.")

@@ -51,6 +51,11 @@ class Library:
     real: str
     elf: Elf
 
+    @property
+    def name(self) -> str:
+        """What others need it under: the SONAME, or the file's name for plugins without one."""
+        return self.elf.soname or os.path.basename(self.path)
+
 
 @dataclass(frozen=True)
 class Closure:

@@ -20,6 +20,7 @@ from .host_libraries import host_glibc as glibc_is_injected
 from .host_libraries import host_libraries
 from .libraries import Libraries, Library, split_name
 from .plan import Contribution, Mount
+from .plugins import newest
 from .preflight import Finding, Findings, Verdict, check_machine, listed, said, symbols_of
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ def plan_mpich(question: "Question") -> Contribution:
         mismatch=question.policy.mpi_mismatch,
         required=question.annotations.get("squashmount.mpi") == "mpich",
         host_glibc=glibc_is_injected(question),
-        extra=rules.others,
+        extra=newest(rules.others),
     )
 
 

@@ -557,9 +557,13 @@ def test_what_comes_along(world: World) -> None:
     library(world.host / LIB / "libpals.so.0")
     rules = [LibraryRule(soname="libmpi.so.12"), LibraryRule(path="/opt/gtl/*.so.?", role="provider")]
     rules.append(LibraryRule(soname="libpals.so.0", role="dependency"))
+    plugin = library(world.host / "opt/plugins/libplugin.so")
+    plugin.write_bytes(plugin.read_bytes().replace(b"libplugin.so\0", b"\0" * 13))  # plugins may have no SONAME
+    rules.append(LibraryRule(path="/opt/plugins/*.so", role="dependency"))
     rules.append(LibraryRule(soname="libabsent.so.0", role="dependency", optional=True))
     assert swaps(asked(world, *rules)) == {
         ("/usr/lib/libmpi.so.12.2.2", "/usr/lib/libmpi.so.12.1.10"),
         ("/opt/gtl/libmpi_gtl_cuda.so.0", f"{PRIVATE}/libmpi_gtl_cuda.so.0"),
         ("/usr/lib/libpals.so.0", f"{PRIVATE}/libpals.so.0"),
+        ("/opt/plugins/libplugin.so", f"{PRIVATE}/libplugin.so"),
     }
