@@ -39,6 +39,10 @@ def main(argv: list[str]) -> int:
         import parallel_fs  # noqa: PLC0415 - another benchmark with inputs of its own
 
         return parallel_fs.main(argv[1:])
+    if argv[:1] == ["hooks"]:
+        import hooks  # noqa: PLC0415 - the same
+
+        return hooks.main(argv[1:])
     options = _options(argv)
     spec = QUICK if options.quick else Spec()
     if options.full:

@@ -185,6 +185,20 @@ def test_what_the_host_lacks_stops_the_container_with_a_sentence(hooks: Hooks, b
     assert hooks.podman("run", "--rm", "--annotation", "squashmount.fabric=off", busybox).ok() == "hello from /work"
 
 
+def test_installed_as_the_command_advises(hooks: Hooks, busybox: str) -> None:
+    hooks.module("a", '[when]\nalways = true\n[env]\nset = { GREETING = "hooked" }')
+    node = hooks.node
+    said = node.run(str(node.product / "bin/squashmount-hooks"), "install", "--policy", str(hooks.policy)).ok()
+    assert node.podman("run", "--rm", busybox).ok() == "hello from /work"
+    advised = [line.strip() for line in said.splitlines() if line.strip().startswith("hooks_dir")]
+    conf = node.base / "containers.conf"
+    conf.write_text(conf.read_text().replace("[engine]\n", f"[engine]\n{advised[0]}\n"))
+    assert node.podman("run", "--rm", busybox).ok() == "hooked from /work"
+    assert f"installed: {node.user.home}/.config" in hooks.hooks_command("list", "--policy", str(hooks.policy)).ok()
+    node.run(str(node.product / "bin/squashmount-hooks"), "remove").ok()
+    assert node.podman("run", "--rm", busybox).ok() == "hello from /work"
+
+
 HOSTILE = r"""
 FROM {base}
 RUN mkdir -p /traps && ln -s /etc/passwd /traps/forbidden && ln -s ../../../../../../../..{host} /traps/relative && \
