@@ -36,6 +36,8 @@ def select(
 ) -> Selection:
     """Return what is on. `labels` is called only when a module asks for labels of the image."""
     asked, errors = _asked(modules, annotations)
+    unknown = [name for name in policy.on if name not in modules]
+    errors += [f"The site's policy switches on the module {name}, which is not installed." for name in unknown]
     wanted: dict[str, str] = {}
     rejected = []
     for name, module in modules.items():

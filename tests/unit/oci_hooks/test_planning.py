@@ -169,6 +169,7 @@ def test_required_modules_come_first(planned: Planning) -> None:
     [
         ([on("a", requires=["none"])], {}, "requires the module none, which is not installed"),
         ([on("a", requires=["b"]), {"name": "b"}], {"policy": {"off": ("b",)}}, "requires the module b, but the site"),
+        ([], {"policy": {"on": ("b",)}}, "The site's policy switches on the module b, which is not installed."),
         ([on("a", conflicts=["b"]), on("b")], {}, "The modules a and b cannot be on together."),
         ([{"name": "a"}], {"policy": {"off": ("a",)}, "annotations": {"squashmount.a": "on"}}, "but the site's policy"),
         ([on("a", planner="none")], {}, "the planner 'none' does not exist"),
