@@ -92,6 +92,8 @@ def _copy(group: list[Library]) -> MpiCopy:
 
 
 def _role(stem: str) -> str:
+    if _OPEN_MPI.fullmatch(stem):
+        return ""
     return next((role for role, pattern in _ROLES.items() if pattern.fullmatch(stem)), "")
 
 

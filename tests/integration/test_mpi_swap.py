@@ -71,9 +71,9 @@ def top(lab: Path) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def images(login: Node, store: Path) -> dict[str, str]:
-    """Squash both images into the store; trixie has MPICH's starter, too."""
+    """Squash both images into the store; trixie has MPICH's starter and Open MPI, too."""
     names = {}
-    for release, include in (("bullseye", "libmpich12"), ("trixie", "libmpich12,mpich")):
+    for release, include in (("bullseye", "libmpich12"), ("trixie", "libmpich12,mpich,libopenmpi40")):
         names[release] = f"localhost/mpich/{release}:1"
         login.podman("import", str(debian_tar(release, include)), names[release], timeout=300).ok()
         login.migrate("mig", names[release], str(store), timeout=300).ok()
@@ -127,6 +127,13 @@ def test_whose_libraries_the_hosts_mpi_uses(site: Site, images: dict[str, str]) 
     assert "libucp.so.0 => /run/squashmount/lib/libucp.so.0" in loaded, "what must fit the network is the host's"
     assert "libhwloc.so.15 => /lib/x86_64-linux-gnu/libhwloc.so.15" in loaded, "the image's own has all that is needed"
     assert "not found" not in loaded
+
+
+def test_open_mpi_is_left_alone(site: Site, images: dict[str, str]) -> None:
+    plan = site.plan(images["trixie"], *SWAP)
+    assert "libmpi.so.40" in plan["rejected"][0]
+    assert "is Open MPI: the MPICH ABI does not fit it, so it is left alone" in plan["rejected"][0]
+    assert not [mount for mount in plan["mounts"] if "openmpi" in str(mount) or "libmpi.so.40" in str(mount)]
 
 
 def test_a_downgrade_is_refused_by_default(site: Site, images: dict[str, str]) -> None:

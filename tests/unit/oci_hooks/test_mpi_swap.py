@@ -404,8 +404,10 @@ def test_open_mpi_is_left_alone(world: World, name: str) -> None:
     """Also Open MPI 1.10, whose library has the very SONAME of the MPICH ABI."""
     world.libc().mpi(world.host)
     needs = [library(world.image / LIB / "libopen-pal.so.13", defines={"": ["opal_init"]})]
-    world.mpi(world.image, name, needs=needs, folder="usr/lib/openmpi/lib")
+    made = world.mpi(world.image, name, needs=needs, folder="usr/lib/openmpi/lib")
+    world.mpi(world.image, "libmpi_usempif08.so.40.40.3", needs=[made], folder="usr/lib/openmpi/lib")
     plan = world.plan()
+    assert len(plan.rejected) == 1, "one sentence, not one for each of its libraries"
     assert (plan.mounts, plan.missing, plan.errors) == ((), (), ())
     assert "is Open MPI: the MPICH ABI does not fit it, so it is left alone" in plan.rejected[0]
     assert world.plan(required=True).missing == plan.rejected, "asked for by name it is an error for the policy"
