@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from lab import Done, Node, User, build_busybox, run
+from lab import Done, Node, User, run
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.needs_fuse, pytest.mark.needs_podman]
 
@@ -263,12 +263,13 @@ def test_ldconfig_sees_the_injected_library(hooks: Hooks, debian: str) -> None:
     assert "=> /lib/libinjected.so.1" in hooks.podman("run", "--rm", *look).ok()
 
 
-def test_root_gets_device_nodes(top: Path, make_node: Callable[..., Node], root: User, fake_gpu: Path) -> None:
-    node = make_node(root)
-    build_busybox(node, "localhost/rootful:1")
+def test_root_gets_device_nodes(
+    top: Path, make_node: Callable[..., Node], root: User, store: Path, busybox: str, fake_gpu: Path
+) -> None:
+    node = make_node(root, stores=(store,))
     hooks = Hooks(top, node)
     hooks.module("gpu", "[when]\nalways = true\n[[devices]]\npath = '/dev/fakegpu*'")
     look = ("sh", "-c", f"stat -c %F {fake_gpu}; head -c 2 {fake_gpu} | od -An -tx1")
     # crun wants to raise RLIMIT_MEMLOCK for a cgroup of root's, which not every machine the tests run on allows
-    done = hooks.podman("run", "--rm", "--cgroups=disabled", "--pid=private", "localhost/rootful:1", *look)
+    done = hooks.podman("run", "--rm", "--cgroups=disabled", "--pid=private", busybox, *look)
     assert done.ok() == "character special file\n 00 00"
