@@ -149,7 +149,7 @@ class Serving(NamedTuple):
     place: ServerDir
     namespace: int
     log: Log
-    local: "Local | None"
+    local: "Local | None" = None
 
 
 class Workers:

@@ -75,8 +75,10 @@ def test_what_was_read_ahead_is_not_asked_for_again(compute: Node, debian: str, 
     compute.podman("exec", "kept", *PROGRAM).ok()
     after = counters(compute)
     assert before["read"] > 0
-    for request in ("read", "lookup", "readdirplus", "readlink"):
+    for request in ("lookup", "readdirplus", "readlink"):
         assert before[request] == after[request], request
+    # how far the kernel reads around a page fault differs from run to run: a few pages more, not the files
+    assert after["read"] - before["read"] <= before["read"] // 20
     (row,) = json.loads(compute.squashmount("ps", "--json").ok())
     assert row["prefetch"] == counts
     (line,) = [line for line in compute.squashmount("ps").ok().splitlines() if "image.squashfs" in line]
