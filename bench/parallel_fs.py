@@ -239,7 +239,7 @@ def _place(spec: Spec, stacks: list[str], results: dict[str, Any]) -> Iterator[P
     lab = Path(os.environ["LAB"])
     shutil.copy(Path(__file__).parent / "launch.py", lab)
     product = install_product(lab)
-    user = make_user(lab, "bench", 2001)
+    user = make_user(lab, "bench", 2012)
     login = Node(user, "login", product)
     place = Place(lab, user, product, lab / "store", spec, login)
     try:

@@ -101,7 +101,7 @@ def _stacks(spec: Spec, names: list[str], results: dict[str, Any]) -> Iterator[t
     lab = Path(os.environ["LAB"])
     shutil.copy(Path(__file__).parent / "launch.py", lab)
     product = install_product(lab)
-    user = make_user(lab, "bench", 2001)
+    user = make_user(lab, "bench", 2011)
     store = lab / "store"
     store.mkdir()
     os.chown(store, user.uid, user.gid)
