@@ -210,6 +210,11 @@ class Node:
         """End everything of this node: containers, pause process, servers, files."""
         self.podman("rm", "--all", "--force", "--time=0")
         self.end_servers()
+        # root's servers mount in the lab itself, and every namespace made later would copy what a killed one left
+        for name in os.listdir(self.state()) if self.user.uid == 0 and self.state().is_dir() else ():
+            mountpoint = self.state() / name / "m"
+            if str(mountpoint) in Path("/proc/self/mounts").read_text():
+                run("umount", "-l", str(mountpoint)).ok()
         pause = self.runtime / "libpod/pause.pid"
         if pause.exists():
             os.kill(int(pause.read_text()), signal.SIGKILL)

@@ -324,7 +324,8 @@ def test_a_file_truncated_under_the_server_is_an_error_of_that_read(
     assert done.code == 1
     assert node.podman("exec", "kept", "cat", "/etc/passwd").ok()
     assert "/output error" in done.err.lower()
-    assert node.servers() == servers
+    assert set(node.servers()) <= set(servers)  # what read ahead may have ended
+    assert len(node.servers()) >= 2
     assert "damaged" in node.log() or "error" in node.log()
     node.podman("rm", "-f", "-t0", "kept").ok()
 
