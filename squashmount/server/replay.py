@@ -42,9 +42,9 @@ class Replay:
     def run(self, profile: Profile) -> None:
         """Meet the needs in their order. OSError when the mount is gone; what the image lacks is counted."""
         began = time.monotonic()
-        if profile.squash == squash_id(self._hot.squash):
-            self._read_extents(profile)
         try:
+            if profile.squash == squash_id(self._hot.squash):
+                self._read_extents(profile)
             self._meet_all(profile)
             self._wait(until=0)
         finally:

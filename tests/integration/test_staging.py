@@ -15,13 +15,13 @@ pytestmark = [pytest.mark.needs_root, pytest.mark.needs_fuse, pytest.mark.needs_
 
 
 @pytest.fixture
-def squash(store: Path, debian: str, lab: Path, alice: User) -> Iterator[Path]:
+def squash(login: Node, store: Path, debian: str, lab: Path, alice: User) -> Iterator[Path]:
     """The squash file of `debian` in a copy of the store, which a test may damage."""
-    assert debian
+    image = login.podman("image", "inspect", "--format", "{{.Id}}", debian).ok()
     copy = Path(tempfile.mkdtemp(dir=lab))
     run("cp", "-a", f"{store}/.", str(copy)).ok()
     run("chown", f"{alice.uid}:{alice.gid}", str(copy)).ok()
-    yield max(copy.glob("squashmount/capsules/*/image.squashfs"), key=lambda path: path.stat().st_size)
+    yield copy / f"squashmount/capsules/{image}/image.squashfs"
     shutil.rmtree(copy)
 
 
