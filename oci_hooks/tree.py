@@ -71,7 +71,34 @@ def kind_of(mode: int) -> str:
     return "file" if stat.S_ISREG(mode) else "dir" if stat.S_ISDIR(mode) else "other"
 
 
-class DirectoryTree:
+class _Paths:
+    """What follows from `target` alone."""
+
+    def target(self, path: str) -> Target:
+        """As Tree.target."""
+        raise NotImplementedError
+
+    def resolve(self, path: str) -> str | None:
+        """As Tree.resolve."""
+        try:
+            found = self.target(path)
+        except OSError:
+            return None
+        return found.path if found.kind else None
+
+    def trouble(self, path: str) -> str:
+        """As Tree.trouble."""
+        try:
+            found = self.target(path)
+        except OSError as err:
+            return f"{err.strerror or err}"
+        if found.kind:
+            return ""
+        same = found.path == os.path.normpath(path)
+        return "does not exist" if same else f"leads to {found.path!r}, which does not exist"
+
+
+class DirectoryTree(_Paths):
     """A directory as a tree: the root file system of a container, or `/` of the host."""
 
     def __init__(self, root: str) -> None:
@@ -94,18 +121,6 @@ class DirectoryTree:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def resolve(self, path: str) -> str | None:
-        """As Tree.resolve."""
-        try:
-            found = self.target(path)
-        except OSError:
-            return None
-        return found.path if found.kind else None
-
-    def trouble(self, path: str) -> str:
-        """As Tree.trouble."""
-        return _trouble(self, path)
 
     def target(self, path: str) -> Target:
         """As Tree.target."""
@@ -265,24 +280,12 @@ def _openat2(root: int, path: str, flags: int, mode: int) -> int | None:
     raise OSError(errno.EAGAIN, "the root file system keeps changing", path)
 
 
-class SquashTree:
+class SquashTree(_Paths):
     """The tree in a squash file, read without mounting it."""
 
     def __init__(self, image: "SquashImage") -> None:
         """Read from `image`, which stays the caller's. Damage raises DamagedError wherever it is met."""
         self._image = image
-
-    def resolve(self, path: str) -> str | None:
-        """As Tree.resolve."""
-        try:
-            found = self.target(path)
-        except OSError:
-            return None
-        return found.path if found.kind else None
-
-    def trouble(self, path: str) -> str:
-        """As Tree.trouble."""
-        return _trouble(self, path)
 
     def target(self, path: str) -> Target:
         """As Tree.target."""
@@ -352,18 +355,6 @@ class _SquashFile(io.RawIOBase):
         view[: len(data)] = data
         self._at += len(data)
         return len(data)
-
-
-def _trouble(tree: "DirectoryTree | SquashTree", path: str) -> str:
-    try:
-        found = tree.target(path)
-    except OSError as err:
-        return f"{err.strerror or err}"
-    if found.kind:
-        return ""
-    return (
-        "does not exist" if found.path == os.path.normpath(path) else f"leads to {found.path!r}, which does not exist"
-    )
 
 
 def _walked(path: str, probe: Callable[[str], tuple[str, str]]) -> Target:

@@ -19,7 +19,7 @@ import time
 from .config import Config
 from .errors import HostError
 from .idmap import read_id_map, to_outside
-from .lean import fnv1a
+from .lean import NamedTuple, fnv1a, json_text, suppress
 
 LOG_BYTES = 1 << 20
 _LEVELS = {"error": 0, "info": 1, "debug": 2}
@@ -124,3 +124,28 @@ def remembered_whiteouts(state: str, path: str) -> bool:
     with open(answer, "w", encoding="utf-8") as file:
         file.write("1" if found else "0")
     return found
+
+
+class Report(NamedTuple):
+    """A file in a server's directory that others read: counters, written anew as a whole.
+
+    By descriptor: the path may be another server's by then, when this one only waits for its last container.
+    """
+
+    directory: int
+    name: str
+
+    @classmethod
+    def of(cls, path: str) -> "Report":
+        """Open the directory that `path` is in, for ever. OSError as open(2)."""
+        where, name = os.path.split(path)
+        return cls(os.open(where, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), name)
+
+    def write(self, counts: dict[str, int]) -> None:
+        """Replace the content; a server whose directory is gone has nobody who asks."""
+        temp = f"{self.name}.new"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+        with suppress(OSError):
+            with open(os.open(temp, flags, 0o600, dir_fd=self.directory), "w", encoding="utf-8") as file:
+                file.write(json_text(counts))
+            os.rename(temp, self.name, src_dir_fd=self.directory, dst_dir_fd=self.directory)

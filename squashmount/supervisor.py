@@ -21,7 +21,7 @@ from .keeper import Served, ServerDir, is_current, say_ready, sweep
 from .layout import learned_profiles, profile_of
 from .lean import TYPE_CHECKING, NamedTuple, json_text, signal, suppress
 from .mountinfo import find_process, namespace_id, read_mounts
-from .runtime import Log
+from .runtime import Log, Report
 from .server.fusemount import DEVICE, mount_fuse
 from .squashfs.image import SquashImage
 
@@ -59,7 +59,7 @@ def supervise(place: ServerDir, served: Served, config: Config, log: Log, ready:
         leave_namespace()
         _settle_signals()
         if hot:
-            hot.prefetch(budget=config.prefetch_mib << 20, report=place.prefetch, log=log)
+            hot.prefetch(budget=config.prefetch_mib << 20, report=Report.of(place.prefetch), log=log)
         workers = Workers(Serving(image, served, fuse, place, namespace, log, local), ready)
         say_ready(ready)
         log(f"serving {served.squash} for namespace {namespace} with {served.engine}, worker {workers.pid}")

@@ -4,8 +4,8 @@ import os
 import time
 
 from .keeper import Served, ServerDir
-from .lean import TYPE_CHECKING, Thread, json_text, suppress
-from .runtime import Log
+from .lean import TYPE_CHECKING, Thread, suppress
+from .runtime import Log, Report
 from .server.tree import IdShift, Tree
 from .server.wire import Stats, serve
 from .squashfs.image import SquashImage
@@ -62,21 +62,13 @@ def _recording(served: Served, tree: Tree, log: Log, *, resumed: bool) -> "Recor
 
 
 def _publish(stats: Stats, place: ServerDir) -> None:
-    # by descriptor: the name may be another server's by then, when this one only waits for its last container
-    directory = os.open(place.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    name = os.path.basename(place.stats)
-    last = ""
+    report = Report.of(place.stats)
+    last: dict[str, int] = {}
     wait = STATS_SECONDS / 10
     while True:
         time.sleep(wait)
         wait = STATS_SECONDS
-        text = json_text(stats.snapshot())
-        if text != last:
-            last = text
-            with suppress(OSError):
-                temp = os.open(
-                    f"{name}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600, dir_fd=directory
-                )
-                with open(temp, "w", encoding="utf-8") as file:
-                    file.write(text)
-                os.rename(f"{name}.new", name, src_dir_fd=directory, dst_dir_fd=directory)
+        counts = stats.snapshot()
+        if counts != last:
+            last = counts
+            report.write(counts)

@@ -13,8 +13,8 @@ the process that began has finished, and on a busy node one of low priority woul
 import os
 
 from squashmount.errors import StoreError
-from squashmount.lean import NamedTuple, json_text, signal, suppress
-from squashmount.runtime import Log
+from squashmount.lean import NamedTuple, signal, suppress
+from squashmount.runtime import Log, Report
 from squashmount.squashfs.image import SquashImage
 
 _SECONDS = 60
@@ -27,10 +27,10 @@ class Hot(NamedTuple):
     profile: int
     squash: int
 
-    def prefetch(self, *, budget: int, report: str, log: Log) -> None:
-        """Replay in a process that is nobody's child, and close root and profile here.
+    def prefetch(self, *, budget: int, report: Report, log: Log) -> None:
+        """Replay in a process that is nobody's child, and close root, profile and report here.
 
-        `budget` is in bytes of files; `report` is the file that gets the counters. The caller has one thread.
+        `budget` is in bytes of files; `report` gets the counters. The caller has one thread.
         """
         child = os.fork()
         if child == 0:
@@ -41,6 +41,7 @@ class Hot(NamedTuple):
         # an open root holds the file system: its server would never end
         os.close(self.root)
         os.close(self.profile)
+        os.close(report.directory)
 
 
 def find(profile: str, image: SquashImage, mountpoint: str) -> Hot | None:
@@ -52,10 +53,10 @@ def find(profile: str, image: SquashImage, mountpoint: str) -> Hot | None:
     return Hot(os.open(mountpoint, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC), opened, image.fileno())
 
 
-def _replay(hot: Hot, budget: int, report: str, log: Log) -> None:
+def _replay(hot: Hot, budget: int, report: Report, log: Log) -> None:
     try:
         # neither the connection, nor the locks that say that the server is alive, nor the pipe its starter waits for
-        _keep_only({*hot, 0, 1, 2})
+        _keep_only({*hot, report.directory, 0, 1, 2})
         # whatever hangs, hangs without us; when the server ends, so does every access, and so do we
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -69,7 +70,7 @@ def _replay(hot: Hot, budget: int, report: str, log: Log) -> None:
             profile = parse(file.read(MAX_BYTES + 1), where="the profile")
         replay = Replay(hot, budget)
         replay.run(profile)
-        _publish(replay.counts, report)
+        report.write(replay.counts)
     except StoreError as err:
         log.fail(f"a profile is ignored: {err}")
     except OSError as err:
@@ -85,11 +86,3 @@ def _keep_only(needed: set[int]) -> None:
         if int(name) not in needed:
             with suppress(OSError):
                 os.close(int(name))
-
-
-def _publish(counts: dict[str, int], report: str) -> None:
-    """Write the counters where `squashmount ps` looks for them; a server that is gone has no such place."""
-    with suppress(OSError):
-        with open(f"{report}.new", "w", encoding="ascii") as file:
-            file.write(json_text(counts))
-        os.rename(f"{report}.new", report)

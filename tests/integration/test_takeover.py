@@ -5,25 +5,19 @@ This file is also the program that mounts, in a namespace of its own, with the p
 
 import errno
 import os
-import pickle
 import signal
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from lab import wait_for
-from mounted import Mounted
+from mounted import Mounted, as_program, run_part
 from squash_images import make_tree, mksquash
 
 from squashmount import supervisor
 from squashmount.server.tree import Tree
-
-TESTS = str(Path(__file__).resolve().parents[1])
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.needs_fuse]
 
@@ -38,25 +32,6 @@ def squash(tmp_path_factory: pytest.TempPathFactory) -> str:
     (top / "tree").mkdir()
     make_tree(top / "tree")
     return mksquash(top / "tree", top / "image")
-
-
-def run(action: Callable[..., Any], *args: str, tmp_path: Path) -> Any:
-    argv = [sys.executable, __file__, action.__name__, str(tmp_path), *args]
-    program = subprocess.Popen(
-        argv,
-        env=os.environ | {"PYTHONPATH": TESTS},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
-    try:
-        out, err = program.communicate(timeout=60)
-    except subprocess.TimeoutExpired:
-        os.killpg(program.pid, signal.SIGKILL)
-        program.communicate()
-        pytest.fail("it hangs")
-    assert program.returncode == 0, err.decode()
-    return pickle.loads(out)
 
 
 class Server(Mounted):
@@ -121,7 +96,7 @@ def interrupted(top: str, squash: str, *kernel: str) -> Any:
 
 @needs_resend
 def test_the_successor_answers_the_request_of_a_killed_worker(squash: str, tmp_path: Path) -> None:
-    first, listed, second, size = run(interrupted, squash, tmp_path=tmp_path)
+    first, listed, second, size = run_part(interrupted, tmp_path, squash)
     # the name does not exist, which is the right answer
     assert (first[0], first[2]) == (second[0], second[2]) == ("ENOENT", True)
     assert max(first[1], second[1]) < 5
@@ -130,7 +105,7 @@ def test_the_successor_answers_the_request_of_a_killed_worker(squash: str, tmp_p
 
 def test_without_resend_that_request_fails_at_once_and_others_are_answered(squash: str, tmp_path: Path) -> None:
     """Kernels before 6.9: here, the supervisor is told that this is one."""
-    first, listed, second, size = run(interrupted, squash, "old", tmp_path=tmp_path)
+    first, listed, second, size = run_part(interrupted, tmp_path, squash, "old")
     assert (first[0], first[2]) == (second[0], second[2]) == ("ECONNABORTED", True)
     assert max(first[1], second[1]) < 5
     assert (listed, size) == (["b", "hard"], 13 * 40_000)
@@ -154,8 +129,8 @@ def endless(top: str, squash: str, how: str) -> Any:
 @pytest.mark.parametrize(("how", "most"), [("killed", 200), ("crashed", 5)])
 def test_a_worker_that_ends_again_and_again_is_given_up(squash: str, tmp_path: Path, how: str, most: int) -> None:
     """Killed from outside it is replaced for long; what crashes by itself would for ever."""
-    assert run(endless, squash, how, tmp_path=tmp_path) == most + 1
+    assert run_part(endless, tmp_path, squash, how) == most + 1
 
 
 if __name__ == "__main__":
-    sys.stdout.buffer.write(pickle.dumps(globals()[sys.argv[1]](*sys.argv[2:])))
+    as_program(globals())

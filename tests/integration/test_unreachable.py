@@ -9,11 +9,8 @@ import errno
 import hashlib
 import mmap
 import os
-import pickle
 import signal
 import stat
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mounted import as_program, run_part
 from squash_images import mksquash, noise
 
 from squashmount import linux
@@ -29,7 +27,6 @@ from squashmount.server.tree import Attr, Shown, Tree, Usage
 from squashmount.server.wire import serve
 from squashmount.squashfs.image import SquashImage
 
-TESTS = str(Path(__file__).resolve().parents[1])
 FILES, SIZE = 100, 300_000
 READERS = 16
 HEALTHY, FAILING, HANGING, SHRUNK = range(4)
@@ -46,24 +43,6 @@ def squash(tmp_path_factory: pytest.TempPathFactory) -> str:
     return mksquash(top / "tree", top / "image", "-comp", "gzip")
 
 
-def run(action: Callable[..., Any], squash: str, tmp_path: Path) -> Any:
-    program = subprocess.Popen(
-        [sys.executable, __file__, action.__name__, str(tmp_path), squash],
-        env=os.environ | {"PYTHONPATH": TESTS},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
-    try:
-        out, err = program.communicate(timeout=60)
-    except subprocess.TimeoutExpired:
-        os.killpg(program.pid, signal.SIGKILL)
-        program.communicate()
-        pytest.fail(f"{action.__name__} hangs")
-    assert program.returncode == 0, err.decode()
-    return pickle.loads(out)
-
-
 class OneFile:
     """What `far` shows: node 2, `image`, read from a real file as the mood wants it."""
 
@@ -75,8 +54,8 @@ class OneFile:
         self._mood = mood
 
     @staticmethod
-    def cache_counts() -> tuple[int, int]:
-        return 0, 0
+    def cache_counts() -> dict[str, int]:
+        return {}
 
     def attr(self, node: int) -> Attr:
         kind = stat.S_IFDIR | 0o755 if node == 1 else stat.S_IFREG | 0o644
@@ -197,7 +176,7 @@ def failing(top: str, squash: str) -> Any:
 
 
 def test_an_error_of_the_file_system_is_an_error_of_that_request_only(squash: str, tmp_path: Path) -> None:
-    (before, during, after), cached, lines, alive = run(failing, squash, tmp_path)
+    (before, during, after), cached, lines, alive = run_part(failing, tmp_path, squash)
     assert before == right(0)
     assert during == ["EIO"] * READERS
     assert cached == right(0), "what the kernel has goes on being served"
@@ -220,7 +199,7 @@ def hanging(top: str, squash: str) -> Any:
 
 
 def test_readers_wait_for_a_file_system_that_hangs_and_then_get_the_data(squash: str, tmp_path: Path) -> None:
-    found, lines, alive = run(hanging, squash, tmp_path)
+    found, lines, alive = run_part(hanging, tmp_path, squash)
     assert (found, lines, alive) == (right(20), [], True)
 
 
@@ -234,7 +213,7 @@ def shrunk(top: str, squash: str) -> Any:
 
 def test_a_file_that_ends_early_is_damage_and_not_wrong_data(squash: str, tmp_path: Path) -> None:
     """To the kernel a short answer is the new end of the file (fs/fuse/file.c, fuse_short_read)."""
-    found, lines, alive, cached = run(shrunk, squash, tmp_path)
+    found, lines, alive, cached = run_part(shrunk, tmp_path, squash)
     assert found == ["EIO"] * READERS
     assert sum("is damaged" in line for line in lines) == sum("it ends at" in line for line in lines) >= READERS
     assert (alive, [cached]) == (True, right(0, 1))
@@ -251,13 +230,11 @@ def gone(top: str, squash: str) -> Any:
 
 
 def test_a_file_system_that_is_gone_for_good_hangs_nobody(squash: str, tmp_path: Path) -> None:
-    found, cached, names, lines, alive = run(gone, squash, tmp_path)
+    found, cached, names, lines, alive = run_part(gone, tmp_path, squash)
     assert found == ["EIO"] * READERS
     assert ([cached], names, alive) == (right(0, 1), FILES, True)
     assert any("not connected" in line for line in lines)
 
 
 if __name__ == "__main__":
-    out = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    out.write(pickle.dumps(globals()[sys.argv[1]](*sys.argv[2:])))
+    as_program(globals())
