@@ -24,6 +24,7 @@ from .preflight import (
     stands_for,
     symbols_of,
 )
+from .verbs import DRIVERS, IBVERBS, read_node, unfit
 
 PRIVATE = "/run/squashmount/lib"
 
@@ -32,11 +33,9 @@ _FABRIC = re.compile(
 )
 """Libraries that must fit the host's network and job manager rather than the image, whatever their numbers say."""
 
-_VERBS = re.compile(r"lib(ibverbs|rdmacm|ibumad|ibmad|mlx[45]|efa|hns|mana)")
-_IBVERBS = "libibverbs.so.1"
-_DRIVERS = "/etc/libibverbs.d"
+VERBS = re.compile(r"lib(ibverbs|rdmacm|ibumad|ibmad|mlx[45]|efa|hns|mana)")
 """rdma-core is one set: libibverbs loads providers of its own build, and mlx5dv works only in the copy that is loaded.
-Any of them speaks to any kernel, so the newer set is taken, as a whole (libibverbs/init.c of rdma-core).
+The newer set is taken, as a whole, or the one that knows the cards of this node (`verbs`).
 """
 
 _PLUGINS = {"libucs": "ucx", "libfabric": "libfabric"}
@@ -110,7 +109,7 @@ class Dependencies:
             own = self._image_has(name, library)
             if own is not None and own.real in replaced and library.real in ours:
                 continue  # what is put over the image's file is found under this name, too
-            if _VERBS.fullmatch(split_name(name)[0]) and name not in self._forced:
+            if VERBS.fullmatch(split_name(name)[0]) and name not in self._forced:
                 hosts = own is None or self._takes_verbs(library, libraries)
             else:
                 hosts = own is None or self._prefers_host(name, library, own, users)
@@ -161,23 +160,25 @@ class Dependencies:
     def _takes_verbs(self, library: Library, libraries: Mapping[str, Library]) -> bool:
         """Return whether rdma-core is the host's: decided once, by what is complete and newer."""
         if self._verbs_of_host is None:
-            verbs = {name: one for name, one in libraries.items() if _VERBS.fullmatch(split_name(name)[0])}
+            verbs = {name: one for name, one in libraries.items() if VERBS.fullmatch(split_name(name)[0])}
             own = {name: self._image_has(name, one) for name, one in verbs.items()}
-            ours = self.image.find(_IBVERBS, wanted_by=library)
+            ours = self.image.find(IBVERBS, wanted_by=library)
             complete = ours is not None and self.image.tree.kind(join(dirname(ours.real), "libibverbs")) == "dir"
             as_new = all(one is not None and stands_for(one, verbs[name]) for name, one in own.items())
-            self._verbs_of_host = not (complete and as_new)
+            lacking = unfit(self.image, ours, read_node(self.host.tree)) if ours and complete and as_new else []
+            self._verbs_of_host = not (complete and as_new) or bool(lacking)
             whose = "host's" if self._verbs_of_host else "image's: it is complete and as new as the host's"
+            whose += f": {'; '.join(lacking)}" if lacking else ""
             self.found.reasons.append(f"rdma-core (libibverbs, its providers, librdmacm) is the {whose}.")
         return self._verbs_of_host
 
     def _providers(self) -> list[Mount]:
         """Return the mounts that the host's libibverbs finds its providers by, and choose what those need."""
-        library = self._chosen.get(_IBVERBS)
+        library = self._chosen.get(IBVERBS)
         if library is None:
             return []
         folder = join(dirname(library.real), "libibverbs")
-        mounts = [Mount(path, path, create="dir") for path in (folder, _DRIVERS) if self.host.tree.kind(path) == "dir"]
+        mounts = [Mount(path, path, create="dir") for path in (folder, DRIVERS) if self.host.tree.kind(path) == "dir"]
         names = self.host.tree.listdir(folder) if mounts and mounts[0].source == folder else []
         parts = {name: part for name in names if (part := self.host.load(join(folder, name)))}
         self._choose(self.host.closure(parts.values()).libraries, list(parts.values()))

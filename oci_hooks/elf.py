@@ -25,6 +25,9 @@ _MOST_TAGS = 4096
 _MOST_HEADERS = 1024
 _LONGEST_NAME = 4096
 _MOST_NOTES = 1 << 16
+_MOST_POINTERS = 100_000
+_RELATIVE = {"EM_X86_64": 8, "EM_AARCH64": 1027, "EM_PPC64": 22, "EM_S390": 12, "EM_RISCV": 3}
+"""The relocation that makes a pointer into the file itself, of each machine's ABI supplement."""
 
 _VER_FLG_BASE = 1
 _VER_FLG_WEAK = 2
@@ -97,6 +100,17 @@ def read_symbols(file: BinaryIO) -> Symbols:
         raise NotElfError("This ELF file is damaged.", details=str(error)) from error
 
 
+def read_entries(file: BinaryIO, name: str, size: int) -> list[bytes]:
+    """Return the `size` bytes behind each pointer to the text `name`: entries of tables, in a file without symbols.
+
+    Only 64-bit files with DT_RELA say where their pointers are. Raises NotElfError, and OSError when reading fails.
+    """
+    try:
+        return _Reader(file).entries(name.encode() + b"\0", size)
+    except (ELFError, struct.error) as error:
+        raise NotElfError("This ELF file is damaged.", details=str(error)) from error
+
+
 @lru_cache(maxsize=4)
 def _structs(*, little_endian: bool, bits: int) -> ELFStructs:
     structs = ELFStructs(little_endian=little_endian, elfclass=bits)
@@ -162,7 +176,22 @@ class _Reader:
                 undefined[text] = versions.get(indices[index] & 0x7FFF, "") if index < len(indices) else ""
         return Symbols(frozenset(defined), undefined)
 
+    def entries(self, name: bytes, size: int) -> list[bytes]:
+        kind, count = _RELATIVE.get(str(self.header["e_machine"])), self._tag("DT_RELASZ") // 24
+        offset = self._offset("DT_RELA")
+        if offset < 0 or self.bits != 64 or kind is None or count > _MOST_POINTERS:
+            return []
+        contents = [(one["p_vaddr"], self._at(one["p_offset"], one["p_filesz"])) for one in self._loaded()]
+        found = []
+        for place, info, target in struct.iter_unpack(f"{self._order}QQQ", self._at(offset, 24 * count)):
+            if info & 0xFFFFFFFF == kind and _behind(contents, target, len(name)) == name:
+                found.append(_behind(contents, place + 8, size))
+        return [entry for entry in found if len(entry) == size]
+
     # -- the file --
+
+    def _loaded(self) -> list[Any]:
+        return [segment for segment in self._segments if segment["p_type"] == "PT_LOAD"]
 
     def _at(self, offset: int, size: int) -> bytes:
         self._reads -= 1
@@ -208,9 +237,9 @@ class _Reader:
         """Return where in the file the address in a tag lies, -1 without the tag."""
         if not (address := self._tag(name)):
             return -1
-        for segment in self._segments:
+        for segment in self._loaded():
             start = segment["p_vaddr"]
-            if segment["p_type"] == "PT_LOAD" and start <= address < start + segment["p_filesz"]:
+            if start <= address < start + segment["p_filesz"]:
                 return int(segment["p_offset"] + address - start)
         raise NotElfError("This ELF file is damaged.", details=f"{name} points outside of the file")
 
@@ -329,6 +358,14 @@ class _Reader:
                     return data[body : body + size].hex()
                 at = body + (size + 3 & ~3)
         return ""
+
+
+def _behind(contents: list[tuple[int, bytes]], address: int, size: int) -> bytes:
+    """Return the bytes at an address of the loaded file; fewer, or none, where it ends."""
+    for start, data in contents:
+        if start <= address < start + len(data):
+            return data[address - start : address - start + size]
+    return b""
 
 
 def _text(data: bytes, start: int) -> str:

@@ -80,8 +80,8 @@ def plan_libraries(question: "Question") -> Contribution:
     found = Findings()
     plugins = newest(listed.providers)
     libraries = newest(one for one in (*listed.primaries, *listed.others) if one not in listed.providers)
-    _check_machine(image, (*libraries, *plugins), found)
-    over = [] if found.hard else _over(image, libraries, found)
+    check_machine(image, (*libraries, *plugins), found)
+    copies = [] if found.hard else over(image, libraries, found)
     glibc = host_glibc(question)
     placed = Dependencies(image, host, list(plugins), [], found, extra=libraries, host_glibc=glibc).place()
     named = [*placed.mounts, *by_file_name(libraries, placed.mounts)]
@@ -90,7 +90,7 @@ def plan_libraries(question: "Question") -> Contribution:
     if found.hard:
         return Contribution(missing=said(found.hard), rejected=tuple(found.rejected), warnings=warnings)
     return Contribution(
-        mounts=(*over, *named, *beside),
+        mounts=(*copies, *named, *beside),
         env_prepend=dict(placed.env_prepend),
         env_set={**placed.env_set, **told},
         reasons=(*(f"{one.path} comes first in the container." for one in (*libraries, *plugins)), *found.reasons),
@@ -99,7 +99,8 @@ def plan_libraries(question: "Question") -> Contribution:
     )
 
 
-def _check_machine(image: Libraries, libraries: tuple[Library, ...], found: Findings) -> None:
+def check_machine(image: Libraries, libraries: tuple[Library, ...], found: Findings) -> None:
+    """Add a finding for each library that no C library of the image could be loaded with."""
     libcs = image.named("libc.so.6")
     for library in libraries:
         if libcs and all(libc.elf.abi != library.elf.abi for libc in libcs):
@@ -107,7 +108,7 @@ def _check_machine(image: Libraries, libraries: tuple[Library, ...], found: Find
             found.hard.append(Finding(Verdict.WRONG_MACHINE, library.path, evidence))
 
 
-def _over(image: Libraries, libraries: tuple[Library, ...], found: Findings) -> list[Mount]:
+def over(image: Libraries, libraries: tuple[Library, ...], found: Findings) -> list[Mount]:
     """Return mounts over copies outside of the loader's directories: programs reach them by run paths."""
     by_name = {library.name: library for library in libraries}
     stems = {split_name(name)[0] for name in by_name}

@@ -46,6 +46,7 @@ PLANNERS: dict[str, str] = {
     "libraries": "host_libraries:plan_libraries",
     "mpich": "mpi:plan_mpich",
     "nvidia": "nvidia:plan_nvidia",
+    "rdma": "rdma:plan_rdma",
 }
 """Name of the planner -> "module:function" in this folder, for example "mpich": "mpi:plan_mpich"."""
 

@@ -15,7 +15,8 @@ needed_to_test="squashfuse_ll:squashfuse:squashfuse debootstrap:debootstrap:debo
   /usr/include/fuse3/fuse.h:libfuse3-dev:fuse3-devel pkg-config:pkg-config:pkgconf-pkg-config
   make:make:make dpkg-source:dpkg-dev:dpkg-dev /usr/include/zlib.h:zlib1g-dev:zlib-devel /usr/include/lzma.h:liblzma-dev:xz-devel
   /usr/include/lz4.h:liblz4-dev:lz4-devel /usr/include/zstd.h:libzstd-dev:libzstd-devel
-  pgrep:procps:procps-ng runc:runc:runc"
+  pgrep:procps:procps-ng runc:runc:runc
+  /usr/lib/*/libibverbs/libmlx5-rdmav*.so:ibverbs-providers:libibverbs /usr/lib/*/librdmacm.so.1:librdmacm1:librdmacm"
 # the MPI of the host in test_mpi_swap.py, which is for Debian 12; Debian 13's brings 400 MiB of GPU compilers
 needed_to_swap="/usr/lib/*/libmpich.so.12:libmpich12:mpich"
 # podman-hpc's mount program waits with inotifywait

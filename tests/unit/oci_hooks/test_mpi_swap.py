@@ -1,5 +1,6 @@
 """The swap of MPI libraries, planned for trees of real ELF files: every verdict, every layout, and nothing outside."""
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -258,6 +259,26 @@ def test_rdma_core_is_one_set(world: World, theirs: str, *, providers: bool, who
     else:
         assert expected <= swaps(plan)
     assert not plan.missing
+
+
+def test_rdma_core_of_the_image_must_know_the_cards(world: World) -> None:
+    """As new as the host's and complete, but without the provider for the card of this node."""
+    world.libc()
+    needs = verbs(world.host, "IBVERBS_1.34")
+    verbs(world.image, "IBVERBS_1.34")
+    device = world.host / "sys/class/infiniband_verbs/uverbs0/device"
+    device.mkdir(parents=True)
+    link(device / "driver", "/sys/bus/pci/drivers/bnxt_en")
+    (world.host / "sys/bus/pci/drivers/bnxt_en").mkdir(parents=True)
+    (world.host / "dev/infiniband").mkdir(parents=True)
+    os.mkfifo(world.host / "dev/infiniband/uverbs0")
+    world.mpi(world.host, uses=["ibv_open"], needs=needs)
+    world.mpi(world.image, functions=["MPI_Init"])
+    plan = world.plan()
+    assert ("/usr/lib/libibverbs", "/usr/lib/libibverbs") in swaps(plan)
+    (said,) = [text for text in plan.reasons if "rdma-core" in text]
+    assert "is the host's: " in said
+    assert "uverbs0 (bnxt_en)" in said
 
 
 def test_dependencies_that_exclude_each_other(world: World) -> None:
