@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .selection import Selection
     from .tree import DirectoryTree, Target
 
-FORMAT = 1
+FORMAT = 2
 KEPT = 64
 _LIMIT = 1 << 16  # bytes of a file in /proc or /sys
 _NO_LIBRARIES = frozenset({"etc", "run", "proc", "sys", "dev", "tmp"})
@@ -194,14 +194,14 @@ def recall(
             and all(_stamp(path) == before for path, before in kept["files"].items())
             and all(_stamp(path, listed=True) == before for path, before in kept["listed"].items())
         )
-        if not same or passed.keys() & kept["fixed"].keys():
+        if not same:
             return None
-        return from_json(kept["plan"])._replace(env_set={**kept["fixed"], **passed})
+        return from_json(kept["plan"])._replace(env_set={**kept["fixed"], **passed, **kept["fixed"]})
     except (OSError, UsageError, KeyError, TypeError, AttributeError, ValueError):
         return None
 
 
-def remember(where: Remembered, plan: Plan, watch: Watch, passed: dict[str, str]) -> None:
+def remember(where: Remembered, plan: Plan, watch: Watch) -> None:
     """Keep a plan. What cannot be written is made anew the next time."""
     from squashmount import atomic  # noqa: PLC0415 - only after a plan was made
 
@@ -212,7 +212,8 @@ def remember(where: Remembered, plan: Plan, watch: Watch, passed: dict[str, str]
         "annotations": watch.annotations.answers(),
         "files": {path: _stamp(path) for path in sorted(watch.host.asked)},
         "listed": {path: _stamp(path, listed=True) for path in sorted(watch.host.listed)},
-        "fixed": {name: value for name, value in plan.env_set.items() if name not in passed},
+        # what is set stands before what is passed on, also when the job has it another time
+        "fixed": {name: value for name, value in plan.env_set.items() if name not in plan.passed},
         "plan": to_json(plan),
     }
     folder = os.path.dirname(where.path)

@@ -94,10 +94,13 @@ class Dependencies:
         mounts = [Mount(library.real, join(PRIVATE, name), create="file") for name, library in self._chosen.items()]
         mounts += [Mount(folder, join(PRIVATE, name), create="dir") for name, folder in plugins.items()]
         mounts += [*providers, *self._pinned()]
+        # providers of the image's libfabric are not for the host's: what the image says about them must not stand
+        fabric = any(split_name(name)[0] == "libfabric" for name in self._chosen)
+        told = "libfabric" in plugins or (fabric and "FI_PROVIDER_PATH" in self.image.environ)
         return Placed(
             tuple(mounts),
             {"LD_LIBRARY_PATH": PRIVATE} if mounts else {},
-            {"FI_PROVIDER_PATH": join(PRIVATE, "libfabric")} if "libfabric" in plugins else {},
+            {"FI_PROVIDER_PATH": join(PRIVATE, "libfabric")} if told else {},
         )
 
     def _choose(self, libraries: Mapping[str, Library], roots: list[Library]) -> None:

@@ -153,7 +153,7 @@ class _Run:
             site = Site(known.modules, known.policy, watch.host, watch.environ, known.trust.doubt)
             plan = make_plan(site, Image(root, watch.env, watch.annotations), selection)
         if where and not plan.errors:
-            cache.remember(where, plan, watch, passed)
+            cache.remember(where, plan, watch)
         return plan, "new"
 
 

@@ -73,13 +73,19 @@ def host_glibc(question: "Question") -> bool:
 
 def plan_libraries(question: "Question") -> Contribution:
     """Answer for a module that lists libraries and names no planner."""
+    from .fabric import agreed  # noqa: PLC0415 - it asks what other modules list
+
     image, host = Libraries(question.image, question.image_env), Libraries(question.host)
     listed = host_libraries(question, host)
     if listed.missing:
         return Contribution(missing=listed.missing)
     found = Findings()
     plugins = newest(listed.providers)
-    libraries = newest(one for one in (*listed.primaries, *listed.others) if one not in listed.providers)
+    wanted = newest(one for one in (*listed.primaries, *listed.others) if one not in listed.providers)
+    common = agreed(question, host)
+    host.preferred = common.libraries
+    libraries = common.instead(wanted)
+    found.reasons += common.reasons(one.real for one in wanted)
     check_machine(image, (*libraries, *plugins), found)
     copies = [] if found.hard else over(image, libraries, found)
     glibc = host_glibc(question)

@@ -79,11 +79,15 @@ def split_name(name: str) -> tuple[str, tuple[int, ...]]:
 
 @dataclass
 class Libraries:
-    """The libraries of one tree. `environ` is the image's environment; `problems` says what could not be read."""
+    """The libraries of one tree. `environ` is the image's environment; `problems` says what could not be read.
+
+    `preferred` are found for their names whatever the loader would take: what has been decided for all of a container.
+    """
 
     tree: Tree
     environ: Mapping[str, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    preferred: Mapping[str, "Library"] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Read the cache and the configuration; a damaged cache is a problem, not an error."""
@@ -110,6 +114,9 @@ class Libraries:
 
     def find(self, name: str, *, wanted_by: Library) -> Library | None:
         """Return what the loader would take for a DT_NEEDED name of `wanted_by`, which is never another machine's."""
+        decided = self.preferred.get(name)
+        if decided and decided.elf.abi == wanted_by.elf.abi:
+            return decided
         for path in self._candidates(name, wanted_by):
             library = self.load(path)
             if library and library.elf.abi == wanted_by.elf.abi:
@@ -168,6 +175,10 @@ class Libraries:
             if isinstance(error, OSError) or "not an ELF file" not in error.brief:
                 self.problems.append(f"{real!r}: {error}".replace("\n", " "))
             return None
+
+    def has(self, library: Library) -> bool:
+        """Return whether a library was read from this tree."""
+        return self._elfs.get(library.real) is library.elf
 
     # -- everywhere --
 

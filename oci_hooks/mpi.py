@@ -103,20 +103,32 @@ def plan_mpich(question: "Question") -> Contribution:
     Without any the loader's are taken. `--annotation squashmount.mpi=mpich` asks for it: then an image that cannot have
     it is an error for the policy to judge; otherwise (auto) it is left alone.
     """
+    from .fabric import agreed  # noqa: PLC0415 - it asks this planner what it starts from
+
     image, host = Libraries(question.image, question.image_env), Libraries(question.host)
     rules = host_libraries(question, host)
-    primaries = rules.primaries if question.module.libraries else host.copies(is_mpi, walk=False)
     if rules.missing:
         return Contribution(missing=rules.missing)
-    return plan_mpi(
+    common = agreed(question, host)
+    host.preferred = common.libraries
+    part = plan_mpi(
         image,
         host,
-        primaries,
+        host_mpi(question, host),
         mismatch=question.policy.mpi_mismatch,
         required=question.annotations.get("squashmount.mpi") == "mpich",
         host_glibc=glibc_is_injected(question),
-        extra=newest(rules.others),
+        extra=common.instead(newest(rules.others)),
     )
+    return part._replace(reasons=(*part.reasons, *common.reasons(mount.source for mount in part.mounts)))
+
+
+def host_mpi(question: "Question", host: Libraries) -> list[Library]:
+    """Return the host's MPI libraries of the MPICH ABI: the primary ones of the module, or all the loader knows."""
+    rules = host_libraries(question, host)
+    found = rules.primaries if question.module.libraries else host.copies(is_mpi, walk=False)
+    fitting = {copy.library.real for copy in mpi_copies(found) if copy.family in {"mpich", "abi"}}
+    return [library for library in found if library.real in fitting]
 
 
 def plan_mpi(

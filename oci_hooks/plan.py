@@ -50,7 +50,7 @@ class Contribution(NamedTuple):
 
     `reasons` say why, `rejected` what was considered and not done (both for people, whole sentences). `missing` is what
     a required injection lacks on the host (stops the container unless the policy says warn), `errors` always stop it,
-    `warnings` never do.
+    `warnings` never do. `env_passed` are variables of the job, which give way to what is set.
     """
 
     mounts: tuple[Mount, ...] = ()
@@ -67,12 +67,14 @@ class Contribution(NamedTuple):
     copies: tuple[Copy, ...] = ()
     hooks: tuple[Hook, ...] = ()
     ldconfig: bool = False
+    env_passed: Map = _NOTHING
 
 
 class Plan(NamedTuple):
     """Everything to be done for one container. `modules` are the names that are on, in the order they are applied.
 
     With `errors` the container must not start. What is `missing` is among them, or among the warnings by policy.
+    `passed` names the variables in `env_set` that are the job's.
     """
 
     modules: tuple[str, ...] = ()
@@ -90,6 +92,7 @@ class Plan(NamedTuple):
     warnings: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
     errors: tuple[str, ...] = ()
+    passed: tuple[str, ...] = ()
 
     @property
     def empty(self) -> bool:
@@ -101,7 +104,7 @@ class Plan(NamedTuple):
         """Return 64 hex digits that stand for what is done to the container; not for the sentences about it."""
         import hashlib  # noqa: PLC0415 - OpenSSL, 2 ms: only where there is something to do
 
-        said = {"reasons", "rejected", "warnings", "missing", "errors"}
+        said = {"reasons", "rejected", "warnings", "missing", "errors", "passed"}
         done = {key: value for key, value in to_json(self).items() if key not in said}
         return hashlib.sha256(_text(done).encode()).hexdigest()
 

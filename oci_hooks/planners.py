@@ -22,9 +22,9 @@ def trusting(_path: str) -> str:
 class Question(NamedTuple):
     """What a planner is asked. `image_env` is the container's environment, `environ` the host job's.
 
-    `planners` are those of all modules that are on: what one does may depend on another's being there. `doubt` says why
-    a file of the host is not to be trusted: what a planner is told by a file, somebody else could have written. The
-    sources of mounts and the programs of hooks that it returns are checked for it.
+    `modules` are all that are on, `planners` theirs: what one does may depend on another's being there. `doubt` says
+    why a file of the host is not to be trusted: what a planner is told by a file, somebody else could have written.
+    The sources of mounts and the programs of hooks that it returns are checked for it.
     """
 
     module: Module
@@ -35,6 +35,7 @@ class Question(NamedTuple):
     environ: dict[str, str]
     image_env: dict[str, str]
     planners: tuple[str, ...] = ()
+    modules: tuple[Module, ...] = ()
     doubt: Callable[[str], str] = trusting
 
 

@@ -56,21 +56,21 @@ def make_plan(site: Site, image: Image, selection: Selection | None = None) -> P
     """Return what is to be done, why, and what is wrong. Errors are in the plan, none is raised for them."""
     chosen = select_for(site, image) if selection is None else selection
     parts = []
-    planners = tuple(module.planner for module in chosen.modules if module.planner)
     for module in chosen.modules:
         parts.append((module.name, _Rules(site, image, module).contribution()))
         named = module.planner or (_RULES_PLANNER if module.libraries else "")
         if named:
-            parts.append((module.name, _planned(named, site, image, module, planners)))
+            parts.append((module.name, _planned(named, site, image, module, chosen.modules)))
     return _merged(chosen, parts, site.policy)
 
 
-def _planned(name: str, site: Site, image: Image, module: Module, planners: tuple[str, ...]) -> Contribution:
+def _planned(name: str, site: Site, image: Image, module: Module, modules: tuple[Module, ...]) -> Contribution:
     plan = planner(name)
     if plan is None:
         return Contribution(errors=(f"the planner {name!r} does not exist in this version",))
     tables = (image.annotations, site.environ, image.env)
-    part = plan(Question(module, image.tree, site.host, site.policy, *tables, planners, site.doubt))
+    planners = tuple(each.planner for each in modules if each.planner)
+    part = plan(Question(module, image.tree, site.host, site.policy, *tables, planners, modules, site.doubt))
     rules = _Rules(site, image, module)
     mounts = []
     try:
@@ -117,7 +117,8 @@ class _Rules:
             copies=tuple(self._copies),
             devices=tuple(self._devices),
             hooks=tuple(self._hooks),
-            env_set={**passed, **self._values(env.set)},
+            env_set=self._values(env.set),
+            env_passed=passed,
             env_prepend=self._values(env.prepend),
             env_append=self._values(env.append),
             env_unset=env.unset,
@@ -301,22 +302,30 @@ def _merged(chosen: Selection, parts: list[tuple[str, Contribution]], policy: Po
     else:
         errors += missing
     mounts = _unique_mounts(parts, errors)
+    env = _set_once(parts, errors)
+    passed = {name: value for _, part in parts for name, value in part.env_passed.items()}
+    kept_out = [name for name, value in passed.items() if env.get(name, value) != value]
     return Plan(
         modules=tuple(module.name for module in chosen.modules),
         mounts=mounts,
         copies=_unique(part.copies for _, part in parts),
         devices=_unique(part.devices for _, part in parts),
-        env_set=_set_once(parts, errors),
+        env_set={**env, **passed, **env},
         env_prepend=_joined(part.env_prepend for _, part in parts),
         env_append=_joined(part.env_append for _, part in parts),
         env_unset=_unique(part.env_unset for _, part in parts),
         hooks=_unique(part.hooks for _, part in parts),
         ldconfig=any(part.ldconfig for _, part in parts),
         reasons=(*chosen.why, *_said(parts, "reasons")),
-        rejected=(*chosen.rejected, *_said(parts, "rejected")),
+        rejected=(
+            *chosen.rejected,
+            *_said(parts, "rejected"),
+            *(f"{name} of the job is not passed on: a module sets it" for name in kept_out),
+        ),
         warnings=warnings,
         missing=missing,
         errors=tuple(errors),
+        passed=tuple(name for name in passed if name not in env),
     )
 
 

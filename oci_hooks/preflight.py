@@ -85,7 +85,8 @@ def check_versions(host: Libraries, library: Library, provider: Callable[[str], 
             gone = [version for version in versions if defined and version not in defined]
             if gone:
                 lacking += gone
-                where = where or f"the image's {found.path} ({_newest(defined)})"
+                whose = "the host's" if host.has(found) else "the image's"
+                where = where or f"{whose} {found.path} ({_newest(defined)})"
         if lacking:
             lacking.sort(key=_order)
             evidence = f"needs {_with_symbols(host, library, lacking)}, which {where} does not have"
