@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .tree import DirectoryTree
 
 _CHUNK = 1 << 20
+_NO_JOB: dict[str, str] = {}
 
 
 def conflicts(config: dict[str, Any], plan: Plan) -> list[str]:
@@ -27,10 +28,10 @@ def conflicts(config: dict[str, Any], plan: Plan) -> list[str]:
     ]
 
 
-def edit(config: dict[str, Any], plan: Plan, *, rootless: bool, program: str) -> str:
+def edit(config: dict[str, Any], plan: Plan, *, rootless: bool, program: str, job: dict[str, str] = _NO_JOB) -> str:
     """Change the configuration as the plan says and return the plan's hash.
 
-    `program` is the hook's own, for what must happen later.
+    `program` is the hook's own, for what must happen later; `job` are the variables such hooks ask for.
 
     In a user namespace no device node can be made (mknod(2), EPERM): nodes are bind mounts there, as Podman's own.
     """
@@ -45,10 +46,12 @@ def edit(config: dict[str, Any], plan: Plan, *, rootless: bool, program: str) ->
         else:
             _add_device(config.setdefault("linux", {}), device)
     hooks = config["hooks"] = config.get("hooks") or {}
-    for hook in plan.hooks:
-        made: dict[str, Any] = {"path": hook.path, "args": list(hook.args)}
-        if hook.env:
-            made["env"] = list(hook.env)
+    for hook in sorted(plan.hooks, key=lambda one: one.order):
+        own = [] if hook.path else [program]
+        made: dict[str, Any] = {"path": hook.path or program, "args": [*own, *hook.args]}
+        env = [entry if "=" in entry else f"{entry}={job[entry]}" for entry in hook.env if "=" in entry or entry in job]
+        if env:
+            made["env"] = env
         _add_once(hooks.setdefault(hook.stage, []), made)
     if plan.ldconfig:
         _add_once(hooks.setdefault("createContainer", []), {"path": program, "args": [program, "ldconfig"]})

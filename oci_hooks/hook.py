@@ -37,9 +37,35 @@ def main(argv: list[str] | None = None) -> int:
 
             renew(sys.stdin.buffer.read())
             return 0
-        raise UsageError("Expected: squashmount-hook apply [--policy FILE] | ldconfig.")
+        if arguments[:1] in (["slurm-sync"], ["timestamp"]):
+            return _later(arguments)
+        raise UsageError("Expected: squashmount-hook apply [--policy FILE] | ldconfig | slurm-sync | timestamp.")
     except SquashmountError as err:
         return report(err, program=PROGRAM)
+
+
+def _later(arguments: list[str]) -> int:
+    """Run as a hook of another stage: what it says goes into the container's log."""
+    state = loads(sys.stdin.buffer.read(), where="The container's state")
+    container = str(state.get("id", "unknown"))
+    place = os.environ.get(log.STATE) or log.state(dict(os.environ))
+    try:
+        if arguments[0] == "timestamp":
+            from .timestamp import lines  # noqa: PLC0415 - only this one is needed
+
+            log.write(place, container, lines(arguments[1:]))
+        else:
+            from .slurm_sync import wait  # noqa: PLC0415 - the same
+
+            log.write(place, container, wait(arguments[1:], dict(os.environ)))
+    except SquashmountError as err:
+        log.write(place, container, log.refused(err))
+        podman = os.environ.get(log.PODMAN, "")
+        pid = podman.partition(" ")[0]
+        if pid.isdecimal() and _identity(int(pid)) == podman:
+            _say_in_podman(f"{PROGRAM}: {err}\n", int(pid))
+        raise
+    return 0
 
 
 def _precreate(policy_file: str) -> int:
@@ -84,9 +110,9 @@ class _Run:
         """Say why the container does not start wherever somebody may look."""
         text = f"{PROGRAM}: {error}\n"
         sys.stderr.write(text)
-        _say_in_podman(text)
+        _say_in_podman(text, os.getppid())
         if self._state:
-            log.write(self._state, self._container, [f"refused: {line.strip()}" for line in str(error).splitlines()])
+            log.write(self._state, self._container, log.refused(error))
 
     def edited(self, config: dict[str, Any], policy_file: str) -> dict[str, Any] | None:
         """Return the configuration to use; None for the one that came."""
@@ -117,7 +143,8 @@ class _Run:
             lines += [f"warning: {line}" for line in plan.warnings]
             if not errors:
                 apply.copy_files(plan, root, apply.root_owner(config))
-                digest = apply.edit(config, plan, rootless=in_user_namespace(), program=program())
+                job = {**self._environ, log.STATE: self._state, log.PODMAN: _identity(os.getppid())}
+                digest = apply.edit(config, plan, rootless=in_user_namespace(), program=program(), job=job)
                 lines.append(f"plan {digest} ({how})")
             log.write(self._state, self._container, lines)
             if errors:
@@ -161,7 +188,7 @@ def still_fits(plan: "Plan", root: "DirectoryTree", doubt: Callable[[str], str])
     """Tell whether a remembered plan's places are real ones in this root, and its files still trusted."""
     targets = [mount.target for mount in plan.mounts] + [copy.target for copy in plan.copies]
     sources = [mount.source for mount in plan.mounts if "rw" not in mount.options]
-    sources += [copy.source for copy in plan.copies] + [hook.path for hook in plan.hooks]
+    sources += [copy.source for copy in plan.copies] + [hook.path for hook in plan.hooks if hook.path]
     try:
         return all(root.target(path).path == path for path in targets) and not any(map(doubt, sources))
     except OSError:
@@ -218,12 +245,21 @@ def job_environment() -> dict[str, str]:
     return {**parent, **os.environ}
 
 
-def _say_in_podman(text: str) -> None:
-    """Write to the stderr of Podman where ours was thrown away; best effort."""
+def _identity(pid: int) -> str:
+    """Return what no other process ever is: pid and start time (proc(5), stat, field 22); "" for none."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return f"{pid} {file.read().rpartition(b') ')[2].split()[19].decode()}"
+    except OSError:
+        return ""
+
+
+def _say_in_podman(text: str, podman: int) -> None:
+    """Write to the stderr of Podman, a pid, where ours was thrown away; best effort."""
     try:
         if os.fstat(2).st_rdev != os.stat(os.devnull).st_rdev:
             return
-        fd = _descriptor_of(os.getppid(), 2)
+        fd = _descriptor_of(podman, 2)
     except OSError:
         return
     try:

@@ -9,10 +9,14 @@ import os
 import time
 
 from squashmount.config import Config, load_config
-from squashmount.errors import AmbiguousImageError, HostError, ImageNotFoundError
+from squashmount.errors import AmbiguousImageError, HostError, ImageNotFoundError, SquashmountError
 from squashmount.runtime import state_dir
 
 KEPT = 500
+STATE, PODMAN = LATER = ("SQUASHMOUNT_HOOK_STATE", "SQUASHMOUNT_HOOK_PODMAN")
+"""The variables that tell hooks of later stages, whose environment is empty otherwise, where the logs lie, and who is
+Podman (pid and start time)."""
+
 _LIMIT = 1 << 20  # bytes of one log; it is emptied then
 
 
@@ -32,7 +36,7 @@ def directory(state: str) -> str:
 
 def write(state: str, container: str, lines: list[str]) -> None:
     """Append lines. A full disk never stops a container."""
-    stamp = time.strftime("%Y-%m-%dT%H:%M:%S")
+    stamp = _stamp(time.time_ns())
     text = "".join(f"{stamp} {_one_line(line)}\n" for line in lines)
     folder = directory(state)
     path = os.path.join(folder, f"{container}.log")
@@ -48,6 +52,17 @@ def write(state: str, container: str, lines: list[str]) -> None:
         _prune(folder)
     except OSError:
         return
+
+
+def _stamp(now: int) -> str:
+    """Return local time to the microsecond; `now` in ns."""
+    seconds, rest = divmod(now, 10**9)
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.localtime(seconds))}.{rest // 1000:06}"
+
+
+def refused(error: SquashmountError) -> list[str]:
+    """Return the lines that say why a container does not start."""
+    return [f"refused: {line.strip()}" for line in str(error).splitlines()]
 
 
 def _one_line(text: str) -> str:

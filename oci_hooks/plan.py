@@ -37,12 +37,18 @@ class Device(NamedTuple):
 
 
 class Hook(NamedTuple):
-    """An OCI hook to run for the container; `env` holds NAME=value."""
+    """An OCI hook to run for the container.
+
+    An empty `path` is our own program, with `args` behind its name. `env` holds NAME=value, or NAME for a variable of
+    the host job that is looked up when the plan is applied: tasks of a job share a plan. Hooks of a stage run in the
+    order of `order`, then of the modules.
+    """
 
     stage: str
     path: str
     args: tuple[str, ...] = ()
     env: tuple[str, ...] = ()
+    order: int = 0
 
 
 class Contribution(NamedTuple):

@@ -48,6 +48,8 @@ PLANNERS: dict[str, str] = {
     "mpich": "mpi:plan_mpich",
     "nvidia": "nvidia:plan_nvidia",
     "rdma": "rdma:plan_rdma",
+    "slurm-sync": "slurm_sync:plan_slurm_sync",
+    "timestamp": "timestamp:plan_timestamp",
 }
 """Name of the planner -> "module:function" in this folder, for example "mpich": "mpi:plan_mpich"."""
 

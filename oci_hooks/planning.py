@@ -75,7 +75,8 @@ def _planned(name: str, site: Site, image: Image, module: Module, modules: tuple
     mounts = []
     try:
         for hook in part.hooks:
-            rules.check_trust(hook.path)
+            if hook.path:
+                rules.check_trust(hook.path)
         for mount in part.mounts:
             rules.check_trust(mount.source)
             target = rules.destination(mount.target, mount.create, site.host.kind(mount.source))

@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from squashmount.oci_hooks import log
+from test_architecture import HEAVY
 
 HOOK = os.path.join(os.path.dirname(sys.executable), "squashmount-hook")
 ID = "ab" * 32
+HOOK_PATH = HEAVY | {"json", "re", "enum", "typing", "functools", "collections", "contextlib", "hashlib", "ctypes"}
+"""What no hook loads that has nothing to do, or only waits."""
 
 
 class Site:

@@ -8,6 +8,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from squashmount.errors import UsageError
 
@@ -18,10 +19,10 @@ _PROVIDERS = "<FI_PROVIDER_PATH>"
 _PLAIN = re.compile(r"\^?((?:[\w/:@ -]|\\?\.)+)\$?")
 _NO_MODULE = {
     "ssh_hook": "its keys and its server belong to Sarus",
-    "slurm_global_sync_hook": "it waits for the tasks of Sarus",
     "glibc_hook": "it reads Sarus' own state; libraries are chosen by looking at the image, not from a list",
-    "timestamp_hook": "it writes into Sarus' log; the log of this project has the times",
 }
+# a module of ours that does the same
+_OURS = {"slurm_global_sync_hook": "slurm-sync", "timestamp_hook": "timestamp"}
 # key of sarus.json: where the same is said now
 _ELSEWHERE = {
     "userMounts": "who may mount where is the site policy: forbidden destinations in hooks.toml",
@@ -88,6 +89,7 @@ def _hook(given: Given, lines: Lines, log: Log) -> Draft | None:
         "mount_hook": lambda: _mount_hook(hook.texts("args")[1:], environ, lines, draft, log),
         "mpi_hook": lambda: _mpi_hook(environ, lines, draft, log),
         "amdgpu_hook": lambda: setattr(draft, "planner", "amd"),
+        **{name: partial(draft.requires.append, module) for name, module in _OURS.items()},
     }
     known.get(program, lambda: _chain(given, environ, lines, draft, log))()
     return draft

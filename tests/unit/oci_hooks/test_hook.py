@@ -6,10 +6,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from hook_site import HOOK, ID, Site
+from hook_site import HOOK, HOOK_PATH, ID, Site
 from squashmount.oci_hooks import catalogue, cli, log
 from squashmount.oci_hooks.hook import container_id
-from test_architecture import HEAVY, loaded_by
+from test_architecture import loaded_by
 
 from squashmount.errors import AmbiguousImageError, ImageNotFoundError
 
@@ -193,9 +193,6 @@ def test_plan_and_test_of_a_root_file_system(site: Site, capsys: pytest.CaptureF
     assert "would not start: a: the destination '/usr/lib.so' (leads to '/proc/1/environ') is forbidden" in said.out
     assert "(leads to '/proc/1/environ') is forbidden" in said.err
     assert cli.main(["plan", *common]) == 2
-
-
-HOOK_PATH = HEAVY | {"json", "re", "enum", "typing", "functools", "collections", "contextlib", "hashlib", "ctypes"}
 
 
 def test_the_hook_is_light_when_nothing_applies(site: Site) -> None:
