@@ -8,14 +8,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from squashmount.config import load_config
-from squashmount.errors import EXIT_FINDINGS, ToolError, UsageError
+from squashmount.config import Config, load_config
+from squashmount.errors import EXIT_FINDINGS, ImageNotFoundError, ToolError, UsageError
 from squashmount.images import open_image
 from squashmount.process import run
 
-from . import catalogue, hook, install, log, plan
+from . import catalogue, hook, install, log, plan, unpacked
+from .labels import additional_stores
+from .planners import trusting
 from .planning import Image, Site, make_plan
-from .stored import find
+from .stored import Stored, find
 from .tree import DirectoryTree, SquashTree
 
 Add = Callable[[Any, str, str, Callable[[argparse.Namespace], int]], Any]
@@ -24,8 +26,8 @@ Add = Callable[[Any, str, str, Callable[[argparse.Namespace], int]], Any]
 def add_commands(commands: Any, add: Add) -> None:
     """Add the commands of this file to the parser."""
     made = add(commands, "plan", "say what would be injected into a container of an image, and why", _plan)
-    made.add_argument("image", nargs="?", metavar="IMAGE", help="name or ID of an image in the store")
-    made.add_argument("--store", metavar="DIR", help="the store; default SQUASH_DIR")
+    made.add_argument("image", nargs="?", metavar="IMAGE", help="name or ID of an image, in the store or in Podman")
+    made.add_argument("--store", metavar="DIR", help="the store; default SQUASH_DIR, then those of Podman")
     made.add_argument("--rootfs", metavar="DIR", help="plan for this root file system instead of an image")
     made.add_argument("--host", default="/", metavar="DIR", help="plan with the files of this host (default /)")
     _add_common(made)
@@ -77,10 +79,17 @@ def _plan(args: argparse.Namespace) -> int:
         raise UsageError("Expected either IMAGE or --rootfs DIR.")
     environ = dict(os.environ)
     known = catalogue.read(environ, policy_file=args.policy)
-    with DirectoryTree(args.host) as host, _image(args, environ) as image:
-        site = Site(known.modules, known.policy, host, environ)
-        # the owners of another host's files say nothing here
-        made = make_plan(site._replace(doubt=known.trust.doubt) if args.host == "/" else site, image)
+    # the owners of another host's files say nothing here
+    doubt = known.trust.doubt if args.host == "/" else trusting
+    config = load_config(environ)
+    stored = None if args.rootfs else _stored(args, config.squash_dir, environ)
+    if stored or args.rootfs:
+        with DirectoryTree(args.host) as host, _image(args, stored, config) as image:
+            made = make_plan(Site(known.modules, known.policy, host, environ, doubt), image)
+    else:
+        asked = _annotations(args.annotation)
+        made = unpacked.plan_of(args.image, asked, environ, policy=args.policy, host=args.host)
+        made = made._replace(errors=(*made.errors, *_doubts(made, doubt)))
     if args.json:
         _say(json.dumps({"hash": made.hash, **plan.to_json(made)}, indent=2))
     else:
@@ -88,18 +97,32 @@ def _plan(args: argparse.Namespace) -> int:
     return EXIT_FINDINGS if made.errors else 0
 
 
+def _stored(args: argparse.Namespace, squash_dir: str, environ: dict[str, str]) -> Stored | None:
+    """Return the image in the store; None when it may be one that Podman keeps unpacked."""
+    if args.store:
+        return find(args.store, args.image)
+    for store in dict.fromkeys([squash_dir, *additional_stores(environ)]):
+        with suppress(ImageNotFoundError):
+            if store:
+                return find(store, args.image)
+    return None
+
+
+def _doubts(made: plan.Plan, doubt: Callable[[str], str]) -> list[str]:
+    """Return what of a plan made inside Podman's user namespace is not trusted: owners are seen only outside."""
+    sources = [mount.source for mount in made.mounts if "rw" not in mount.options]
+    sources += [copy.source for copy in made.copies] + [hook.path for hook in made.hooks if hook.path]
+    found = {source: doubt(source) for source in sources}
+    return [f"{source!r} is not trusted: {why}" for source, why in found.items() if why]
+
+
 @contextmanager
-def _image(args: argparse.Namespace, environ: dict[str, str]) -> Iterator[Image]:
+def _image(args: argparse.Namespace, stored: Stored | None, config: Config) -> Iterator[Image]:
     annotations = _annotations(args.annotation)
-    if args.rootfs:
+    if stored is None:
         with DirectoryTree(args.rootfs) as tree:
             yield Image(tree, {}, annotations)
         return
-    config = load_config(environ)
-    store = args.store or config.squash_dir
-    if not store:
-        raise UsageError("No store is named.", hint="--store DIR, or SQUASH_DIR in the environment")
-    stored = find(store, args.image)
     with open_image(stored.squash, config) as squash:
         yield Image(SquashTree(squash), stored.env, annotations, lambda: stored.labels)
 

@@ -28,7 +28,7 @@ def labels_of(config: dict[str, Any], environ: dict[str, str]) -> dict[str, str]
     ):
         for record in _records(path):
             if record.get("id") == container:
-                return _image_labels(record.get("image", ""), [graphroot, *_stores(environ)])
+                return _image_labels(record.get("image", ""), [graphroot, *additional_stores(environ)])
     raise SquashmountError(f"The container {container[:12]} is not in {graphroot}: its image's labels are not known.")
 
 
@@ -74,7 +74,7 @@ def config_labels(image: dict[str, Any]) -> dict[str, str]:
     return {str(key): str(value) for key, value in labels.items()}
 
 
-def _stores(environ: dict[str, str]) -> list[str]:
+def additional_stores(environ: dict[str, str]) -> list[str]:
     """Return the additional image stores of storage.conf, as containers-storage finds that file."""
     home = environ.get("XDG_CONFIG_HOME") or os.path.join(environ.get("HOME", "/"), ".config")
     given = environ.get("CONTAINERS_STORAGE_CONF")
