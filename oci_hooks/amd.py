@@ -4,15 +4,17 @@ Sources: Linux, Documentation/gpu and drivers/gpu/drm/amd/amdkfd/kfd_topology.c 
 isolation techniques" and "Running ROCm Docker containers". Not seen here: hardware; tested with made-up nodes.
 """
 
-from squashmount.lean import TYPE_CHECKING
+from squashmount.lean import TYPE_CHECKING, Any
 
-from .gpu import SLURM, Gpu, none_here, select
+from . import cdi
+from .gpu import SLURM, Gpu, none_here, numbers, select
 from .plan import Contribution, Device
 
 if TYPE_CHECKING:
     from .planners import Question
     from .tree import Tree
 
+KIND = "amd.com/gpu"
 _TOPOLOGY = "/sys/class/kfd/kfd/topology/nodes"
 _KFD = "/dev/kfd"
 # relative to what ROCR_VISIBLE_DEVICES leaves, so they are passed as they are
@@ -48,6 +50,14 @@ def plan_amd(question: "Question") -> Contribution:
     )
 
 
+def made_spec(host: "Tree") -> "dict[str, Any] | None":
+    """Return a CDI file for the GPUs of a node; None when there is none."""
+    gpus = read_gpus(host) if host.kind(_KFD) == "other" else ()
+    names = (tuple(filter(None, (str(gpu.order), gpu.uuid))) for gpu in gpus)
+    entries = [cdi.Entry(called, gpu.nodes) for called, gpu in zip(names, gpus, strict=True)]
+    return cdi.generate(KIND, entries, nodes=(_KFD,)) if entries else None
+
+
 def read_gpus(host: "Tree") -> tuple[Gpu, ...]:
     """Return the GPUs in the order of the KFD topology, which ROCm counts; without it, in that of the render nodes."""
     found = []
@@ -74,9 +84,15 @@ def _by_index(gpus: tuple[Gpu, ...], environ: dict[str, str]) -> dict[str, str]:
 
     gres.conf may name /dev/dri/renderD128 or the card beside it; with the latter the numbers say nothing here.
     """
-    numbers = {str(gpu.number) for gpu in gpus}
     known = {name: environ[name] for name in ("ROCR_VISIBLE_DEVICES", *SLURM) if name in environ}
-    return {name: text for name, text in known.items() if name not in SLURM or set(text.split(",")) <= numbers}
+    return {name: text for name, text in known.items() if name not in SLURM or _are_nodes(text, gpus)}
+
+
+def _are_nodes(text: str, gpus: tuple[Gpu, ...]) -> bool:
+    try:
+        return set(numbers(text)) <= {gpu.number for gpu in gpus}
+    except ValueError:
+        return True  # words and UUIDs
 
 
 def _properties(host: "Tree", path: str) -> dict[str, int]:

@@ -6,11 +6,9 @@ https://github.com/cncf-tags/container-device-interface/blob/v0.5.0/SPEC.md. Pod
 
 from squashmount import jsonio
 from squashmount.errors import SquashmountError
-from squashmount.lean import TYPE_CHECKING, Any, Iterable, Iterator
+from squashmount.lean import TYPE_CHECKING, Any, Iterable, Iterator, NamedTuple
 
-from . import cuda
-from .gpu import Gpu
-from .libraries import Libraries, Library
+from .libraries import Library
 from .plan import Contribution, Device, Hook, Mount
 
 if TYPE_CHECKING:
@@ -19,21 +17,6 @@ if TYPE_CHECKING:
 KIND = "nvidia.com/gpu"
 # the order of the specification: a later directory wins
 DIRECTORIES = ("/etc/cdi", "/run/cdi")
-_CONTROL = (
-    *("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools", "/dev/nvidia-modeset"),
-    *("/dev/nvidia-caps-imex-channels/channel0", "/dev/gdrdrv"),
-)
-_PROGRAMS = (
-    *("nvidia-smi", "nvidia-debugdump", "nvidia-persistenced", "nvidia-cuda-mps-control", "nvidia-cuda-mps-server"),
-)
-_DATA = (
-    *("/usr/share/glvnd/egl_vendor.d/10_nvidia.json", "/usr/share/vulkan/icd.d/nvidia_icd.json"),
-    *("/etc/vulkan/icd.d/nvidia_icd.json", "/usr/share/nvidia/nvoptix.bin", "/etc/OpenCL/vendors/nvidia.icd"),
-)
-# distributions that keep the driver apart from ld.so's directories
-_MORE_DIRECTORIES = ("/usr/lib64/nvidia", "/usr/lib/x86_64-linux-gnu/nvidia/current", "/usr/lib/nvidia/current")
-# not named by the driver's version, and needed with it: GDRCopy, and the GPU layer of Cray MPICH
-_COMPANIONS = ("libgdrapi.so.2",)
 _STAGES = ("prestart", "createRuntime", "createContainer", "poststart", "poststop")
 _MOST_FILES = 4096
 # containerEdits: what must be a text in each entry; entries of `env` are texts themselves
@@ -45,37 +28,45 @@ _EDITS: dict[str, tuple[str, ...]] = {
 }
 
 
-def generate(host: "Tree", gpus: Iterable[Gpu], driver: str, folder: str = "") -> dict[str, Any]:
-    """Return a CDI file for the NVIDIA GPUs of the host as JSON has it.
+class Entry(NamedTuple):
+    """One device of a CDI file: the names it is asked for by, and its nodes."""
 
-    The driver's libraries are found by its version in their names, and shown under the names that programs ask for
-    (SONAME, and libX.so for dlopen) in `folder`; without `folder`, where they are on the host.
+    names: tuple[str, ...]
+    nodes: tuple[str, ...]
+
+
+def generate(
+    kind: str,
+    entries: Iterable[Entry],
+    *,
+    nodes: Iterable[str] = (),
+    libraries: Iterable[Library] = (),
+    files: Iterable[str] = (),
+    folder: str = "",
+    env: tuple[str, ...] = (),
+    hooks: tuple[Hook, ...] = (),
+) -> dict[str, Any]:
+    """Return a CDI file as JSON has it, with a device `all` besides.
+
+    Libraries are shown under the names that programs ask for (SONAME, and libX.so for dlopen) in `folder`; without
+    `folder`, where they are on the host.
     """
+    every = list(entries)
     devices = [
-        {"name": name, "containerEdits": {"deviceNodes": _nodes(gpu.nodes)}} for gpu in gpus for name in _of(gpu)
+        {"name": name, "containerEdits": {"deviceNodes": _nodes(one.nodes)}} for one in every for name in one.names
     ]
-    every = [node for gpu in gpus for node in gpu.nodes]
-    devices.append({"name": "all", "containerEdits": {"deviceNodes": _nodes(every)}})
-    mounts = [_mount(library.real, place) for library in libraries(host, driver) for place in _places(library, folder)]
-    programs = [f"/usr/bin/{name}" for name in _PROGRAMS]
-    mounts += [_mount(path, path) for path in (*programs, *_DATA) if host.kind(path) == "file"]
-    firmware = f"/lib/firmware/nvidia/{driver}"
-    if driver and host.kind(firmware) == "dir":
-        mounts.append(_mount(firmware, firmware))
-    return {
-        "cdiVersion": "0.5.0",
-        "kind": KIND,
-        "devices": devices,
-        "containerEdits": {
-            "deviceNodes": _nodes(path for path in _CONTROL if host.kind(path) == "other"),
-            "mounts": mounts,
-            "env": ["NVIDIA_VISIBLE_DEVICES=void"],
-        },
-    }
+    together = dict.fromkeys(node for one in every for node in one.nodes)
+    devices.append({"name": "all", "containerEdits": {"deviceNodes": _nodes(together)}})
+    mounts = [_mount(library.real, place) for library in libraries for place in _places(library, folder)]
+    mounts += [_mount(path, path) for path in files]
+    edits = {"deviceNodes": _nodes(nodes), "mounts": mounts, "env": list(env), "hooks": [_hook(hook) for hook in hooks]}
+    filled = {name: value for name, value in edits.items() if value}
+    return {"cdiVersion": "0.5.0", "kind": kind, "devices": devices, "containerEdits": filled}
 
 
-def _of(gpu: Gpu) -> tuple[str, ...]:
-    return (str(gpu.order), gpu.uuid) if gpu.uuid else (str(gpu.order),)
+def _hook(hook: Hook) -> dict[str, Any]:
+    made: dict[str, Any] = {"hookName": hook.stage, "path": hook.path, "args": list(hook.args)}
+    return {**made, "env": list(hook.env)} if hook.env else made
 
 
 def _nodes(paths: Iterable[str]) -> list[dict[str, str]]:
@@ -91,29 +82,6 @@ def _places(library: Library, folder: str) -> list[str]:
     soname = library.elf.soname or name
     names = dict.fromkeys((soname, soname.partition(".so")[0] + ".so"))
     return [f"{folder or directory}/{each}" for each in names]
-
-
-def libraries(host: "Tree", driver: str) -> list[Library]:
-    """Return the 64-bit libraries of this driver, and what is always used with it."""
-    found: dict[str, Library] = {}
-    every = Libraries(host)
-    for folder in dict.fromkeys((*every.defaults, *_MORE_DIRECTORIES)):
-        names = _names_in(host, folder)
-        for name in [name for name in names if driver and name.endswith(f".so.{driver}")] + list(_COMPANIONS):
-            library = every.load(f"{folder}/{name}") if name in names else None
-            if library and library.elf.bits == 64 and library.real not in found:
-                found[library.real] = library
-    return list(found.values())
-
-
-def version_of_libcuda(host: "Tree") -> str:
-    """Return the driver's version by the name of its libcuda; "" when there is none."""
-    for folder in dict.fromkeys((*Libraries(host).defaults, *_MORE_DIRECTORIES)):
-        for name in _names_in(host, folder):
-            text = name.removeprefix("libcuda.so.")
-            if name != text and len(cuda.version(text)) > 1:
-                return text
-    return ""
 
 
 def specs(host: "Tree", kind: str, problems: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:

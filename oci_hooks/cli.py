@@ -127,11 +127,35 @@ def _import(args: argparse.Namespace) -> int:
     return 0
 
 
+def _add_cdi(commands: Any) -> None:
+    text = "print a CDI file for the GPUs of this host: podman run --device nvidia.com/gpu=0"
+    made = add_command(commands, "cdi", text, _cdi)
+    made.add_argument("--kind", choices=("nvidia", "amd"), help="the vendor; default: whose GPUs are here")
+    made.add_argument("-o", dest="file", metavar="FILE", help="write FILE, for example /etc/cdi/nvidia.json")
+    made.add_argument("--host", default="/", metavar="DIR", help="for the files of this host (default /)")
+
+
+def _cdi(args: argparse.Namespace) -> int:
+    from .cdi_command import made  # noqa: PLC0415 - only for this command
+
+    text, remarks = made(args.host, args.kind)
+    for line in remarks:
+        sys.stderr.write(f"{PROGRAM}: {line}\n")
+    if args.file:
+        from squashmount import atomic  # noqa: PLC0415 - the same
+
+        atomic.replace_text(os.path.abspath(args.file), text, mode=0o644)
+        say(f"written: {args.file}")
+    else:
+        sys.stdout.write(text)
+    return 0
+
+
 def _add_others(commands: Any) -> None:
     from .commands import add_commands  # noqa: PLC0415 - it needs what is here
 
     add_commands(commands, add_command)
 
 
-COMMANDS: list[Callable[[Any], None]] = [_add_others, _add_check, _add_import]
+COMMANDS: list[Callable[[Any], None]] = [_add_others, _add_check, _add_import, _add_cdi]
 """What adds each command to the parser."""

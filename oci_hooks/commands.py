@@ -15,7 +15,7 @@ from squashmount.process import run
 
 from . import catalogue, hook, install, log, plan, unpacked
 from .labels import additional_stores
-from .planners import trusting
+from .planners import run_here, run_nothing, trusting
 from .planning import Image, Site, make_plan
 from .stored import Stored, find
 from .tree import DirectoryTree, SquashTree
@@ -79,13 +79,15 @@ def _plan(args: argparse.Namespace) -> int:
         raise UsageError("Expected either IMAGE or --rootfs DIR.")
     environ = dict(os.environ)
     known = catalogue.read(environ, policy_file=args.policy)
-    # the owners of another host's files say nothing here
-    doubt = known.trust.doubt if args.host == "/" else trusting
+    # the owners of another host's files say nothing here, and its programs would speak of this one
+    here = args.host == "/"
+    doubt = known.trust.doubt if here else trusting
     config = load_config(environ)
     stored = None if args.rootfs else _stored(args, config.squash_dir, environ)
     if stored or args.rootfs:
         with DirectoryTree(args.host) as host, _image(args, stored, config) as image:
-            made = make_plan(Site(known.modules, known.policy, host, environ, doubt), image)
+            site = Site(known.modules, known.policy, host, environ, doubt, run_here if here else run_nothing)
+            made = make_plan(site, image)
     else:
         asked = _annotations(args.annotation)
         made = unpacked.plan_of(args.image, asked, environ, policy=args.policy, host=args.host)

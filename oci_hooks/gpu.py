@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 # what schedulers and container tools write for "no GPU"
 _NONE = ("", "NoDevFiles", "none", "void", "-1")
+ALL = "all"
 SLURM = ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS")
 
 
@@ -74,17 +75,30 @@ def select(gpus: "tuple[Gpu, ...]", environ: "dict[str, str]", variable: str) ->
     """
     given, reason, relative = _of_slurm(gpus, environ)
     value = environ.get(variable)
-    if value is None:
-        return Selection(given, "", (reason or f"{variable} is not set: every GPU of the node",))
+    if relative and not given:
+        return Selection((), "", (f"{reason}: no GPU",))
+    if value is None or value.strip() == ALL:
+        every = f"{variable} is not set" if value is None else f"{variable}={value}"
+        return Selection(given, "", (reason or f"{every}: every GPU of the node",))
     wanted = tokens(value)
     if not wanted:
         return Selection((), "", (f"{variable}={value}: no GPU",))
-    if relative and _counts_from_zero(wanted, given):
-        return Selection(given, value, (reason,))
-    chosen, wrong = _chosen(wanted, gpus, by_number=relative)
+    counted = relative and _counts_from_zero(wanted, given)
+    if counted:
+        # an index counts the step's; a UUID of no known GPU may be one that /proc does not show
+        chosen = [gpu for token in wanted if not token.isdigit() and (gpu := named(token, gpus))]
+        wrong = ""
+    else:
+        chosen, wrong = _chosen(wanted, gpus, by_number=relative)
     if wrong:
         known = ", ".join(f"{gpu.order} {gpu.uuid}".strip() for gpu in gpus) or "none"
         return Selection((), "", (), (f"{variable}={value} names {wrong}, which this node has not (known: {known}).",))
+    foreign = [gpu for gpu in chosen if gpu not in given]
+    if foreign:
+        text = f"{variable}={value} names a GPU that is not among those of {reason}."
+        return Selection((), "", (), (text,))
+    if counted:
+        return Selection(given, value, (reason,))
     if not relative:
         given = tuple(gpu for gpu in gpus if gpu in chosen)
         reason = f"{variable}={value}"
@@ -96,19 +110,36 @@ def _of_slurm(gpus: "tuple[Gpu, ...]", environ: "dict[str, str]") -> "tuple[tupl
     """Return the step's GPUs, a reason, and whether Slurm said which.
 
     Its numbers are those of the device files (Slurm, gres.conf: File=/dev/nvidia[0-3]), never relative to a cgroup
-    (srun(1), SLURM_STEP_GPUS).
+    (srun(1), SLURM_STEP_GPUS). Sites' scripts write names and UUIDs there, too.
     """
     for name in SLURM:
         if name not in environ:
             continue
-        try:
-            wanted = numbers(environ[name])
-        except ValueError:
-            continue
-        found = tuple(gpu for gpu in gpus if gpu.number in wanted)
-        if len(found) == len(set(wanted)):
-            return found, f"{name}={environ[name]}", True
+        text, reason = environ[name], f"{name}={environ[name]}"
+        if not tokens(text):
+            return (), reason, True
+        if text.strip() == ALL:
+            return gpus, reason, True
+        found = [_by_slurm(token, gpus) for token in tokens(text)]
+        if all(found):
+            several = {gpu for some in found for gpu in some}
+            return tuple(gpu for gpu in gpus if gpu in several), reason, True
     return gpus, "", False
+
+
+def _by_slurm(token: str, gpus: "tuple[Gpu, ...]") -> "list[Gpu]":
+    """Return the GPUs that one word of Slurm's list means; [] when one of them is not here, or nobody can tell."""
+    if token.startswith("GPU-"):
+        one = named(token, gpus)
+        return [one] if one else []
+    # nvidia0, and nvidia0:mig1 for an instance of it
+    text = token.partition(":mig")[0].removeprefix("nvidia")
+    try:
+        wanted = set(numbers(text))
+    except ValueError:
+        return []
+    found = [gpu for gpu in gpus if gpu.number in wanted]
+    return found if len(found) == len(wanted) else []
 
 
 def _counts_from_zero(wanted: "tuple[str, ...]", given: "tuple[Gpu, ...]") -> bool:

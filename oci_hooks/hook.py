@@ -32,14 +32,16 @@ def main(argv: list[str] | None = None) -> int:
             if len(arguments) == 3 and arguments[1] != "--policy":
                 raise UsageError(f"Expected --policy FILE, got {arguments[1]}.")
             return _precreate(arguments[2] if len(arguments) == 3 else "")
-        if arguments == ["ldconfig"]:
+        if arguments[:1] == ["ldconfig"] and all(folder.startswith("/") for folder in arguments[1:]):
             from .ldconfig import renew  # noqa: PLC0415 - another stage
 
-            renew(sys.stdin.buffer.read())
+            renew(sys.stdin.buffer.read(), arguments[1:])
             return 0
         if arguments[:1] in (["slurm-sync"], ["timestamp"]):
             return _later(arguments)
-        raise UsageError("Expected: squashmount-hook apply [--policy FILE] | ldconfig | slurm-sync | timestamp.")
+        raise UsageError(
+            "Expected: squashmount-hook apply [--policy FILE] | ldconfig [/DIR…] | slurm-sync | timestamp."
+        )
     except SquashmountError as err:
         return report(err, program=PROGRAM)
 
@@ -167,6 +169,7 @@ class _Run:
         plan = cache.recall(where, self._environ, env, annotations, passed) if where else None
         if plan is not None and still_fits(plan, root, known.trust.doubt):
             return plan, "remembered"
+        from .planners import run_here  # noqa: PLC0415 - with `planning`
         from .planning import Image, Site, make_plan  # noqa: PLC0415 - with what planners import
         from .tree import DirectoryTree  # noqa: PLC0415 - the same
 
@@ -177,7 +180,7 @@ class _Run:
                 cache.WatchedVariables(env),
                 cache.WatchedVariables(annotations),
             )
-            site = Site(known.modules, known.policy, watch.host, watch.environ, known.trust.doubt)
+            site = Site(known.modules, known.policy, watch.host, watch.environ, known.trust.doubt, run_here)
             plan = make_plan(site, Image(root, watch.env, watch.annotations), selection)
         if where and not plan.errors:
             cache.remember(where, plan, watch)

@@ -7,6 +7,7 @@ The host's ldconfig is used: the image may have none, and it changes its root it
 import os
 
 from squashmount.errors import ToolError, UsageError
+from squashmount.lean import Iterable
 from squashmount.process import run
 
 from .leanjson import loads
@@ -14,8 +15,11 @@ from .leanjson import loads
 _PLACES = ("/sbin/ldconfig.real", "/sbin/ldconfig", "/usr/sbin/ldconfig")  # the first: Ubuntu wraps it in a script
 
 
-def renew(state: bytes) -> None:
-    """Run ldconfig for the container whose state the runtime wrote to stdin. ToolError when it fails."""
+def renew(state: bytes, folders: Iterable[str] = ()) -> None:
+    """Run ldconfig for the container whose state the runtime wrote to stdin. ToolError when it fails.
+
+    `folders` are directories inside that the cache covers besides those in the image's configuration.
+    """
     bundle = loads(state, where="The container's state").get("bundle", "")
     if not os.path.isabs(bundle):
         raise UsageError(f"The container's state names no absolute bundle, but {bundle!r}.")
@@ -26,4 +30,4 @@ def renew(state: bytes) -> None:
     program = next((path for path in _PLACES if os.access(path, os.X_OK)), "")
     if not program:
         raise ToolError("This host has no ldconfig.", hint="set ldconfig = false in the module")
-    run(program, "-r", root)
+    run(program, "-r", root, *folders)

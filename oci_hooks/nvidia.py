@@ -1,21 +1,24 @@
 """The planner "nvidia": the driver's devices and libraries of the host, for the GPUs of the job.
 
-The vendor's own CDI file is used where there is one; otherwise the same is made from what lies on the host (`cdi`).
+The vendor's own CDI file is used where there is one; otherwise the same is made (`cdi`) of what nvidia-container-cli
+lists, or, without that, of what lies on the host (`nvidia_parts`).
 Sources: /proc/driver/nvidia (driver README, "Proc interface"), MIG user guide ("Device nodes and capabilities"),
 CUDA compatibility guide. Not seen here: hardware. Everything is tested with made-up nodes and real ELF files.
 """
 
-from squashmount.lean import TYPE_CHECKING, Any, Callable, Iterable, NamedTuple
+from squashmount.errors import SquashmountError
+from squashmount.lean import TYPE_CHECKING, Any, Callable, Iterable, NamedTuple, partial
 
-from . import cdi, cuda
-from .gpu import Gpu, Selection, none_here, select, tokens
-from .plan import Contribution, Device
+from . import cdi, cuda, mig, nvidia_parts
+from .gpu import SLURM, Gpu, Selection, none_here, select, tokens
+from .plan import Contribution, Device, Hook
 
 if TYPE_CHECKING:
     from .planners import Question
     from .tree import Tree
 
 _PROC = "/proc/driver/nvidia"
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
 COMPAT = "/usr/local/cuda/compat"
 LIBRARIES = "/run/squashmount/nvidia"
 """Where the driver's libraries are mounted: at no path of the image, and before all of them in LD_LIBRARY_PATH."""
@@ -34,7 +37,7 @@ def plan_nvidia(question: "Question") -> Contribution:
     host = read_host(question.host)
     if not host.gpus:
         return none_here(question, "no NVIDIA GPU: the host has no /dev/nvidia0 and so on")
-    chosen = choose(host, question.environ)
+    chosen = choose(host, question.environ, partial(_ask_smi, question))
     if chosen.errors or not chosen.gpus:
         return Contribution(errors=chosen.errors, reasons=chosen.reasons)
     compat = compat_version(question.image)
@@ -44,13 +47,80 @@ def plan_nvidia(question: "Question") -> Contribution:
     problems: list[str] = []
     spec, origin = vendor_spec(question.host, chosen, problems, question.doubt)
     if spec is None:
-        spec, origin = cdi.generate(question.host, host.gpus, host.driver, LIBRARIES), "found on the host"
-        if not any("/libcuda.so" in mount["containerPath"] for mount in spec["containerEdits"]["mounts"]):
+        capabilities = question.image_env.get("NVIDIA_DRIVER_CAPABILITIES", "")
+        parts, origin = driver_parts(question, host.driver, problems)
+        parts = nvidia_parts.wanted(parts, capabilities)
+        if nvidia_parts.computes(capabilities) and not has_cuda(parts):
             return Contribution(missing=(f"libcuda.so of the driver {host.driver or '(unknown)'} is not on the host",))
+        spec = made_spec(host, parts)
     part = cdi.contribution(spec, _names(spec, chosen), host=question.host, image=question.image)
     nodes = (Device(node) for gpu in chosen.gpus for node in gpu.nodes)
     part = part._replace(devices=tuple(dict.fromkeys((*part.devices, *nodes))), rejected=(*problems, *part.rejected))
     return _finished(part, chosen, judged, origin, use_compat=_newer(compat, host.driver), question=question)
+
+
+def driver_parts(question: "Question", driver: str, problems: list[str]) -> "tuple[nvidia_parts.Parts, str]":
+    """Return what nvidia-container-cli lists, or else what is found; and which. `problems` says why not the first."""
+    text = _said_by(question, nvidia_parts.LIST, problems)
+    parts = nvidia_parts.listed(question.host, text) if text else nvidia_parts.Parts()
+    if has_cuda(parts):
+        return parts, "by nvidia-container-cli"
+    if text:
+        problems.append(f"{nvidia_parts.CLI} is not used: it lists no libcuda.so")
+    return nvidia_parts.found(question.host, driver), "found on the host"
+
+
+def _said_by(question: "Question", argv: tuple[str, ...], problems: list[str]) -> str:
+    """Return what a vendor's program prints; "" with the reason in `problems`, or when the host has none."""
+    if question.host.kind(argv[0]) != "file":
+        return ""
+    why = question.doubt(argv[0])
+    if why:
+        problems.append(f"{argv[0]} is not trusted: {why}")
+        return ""
+    try:
+        return question.run(*argv)
+    except SquashmountError as err:
+        problems.append(f"{argv[0]} is not used: {err}".replace("\n", " "))
+        return ""
+
+
+def _ask_smi(question: "Question") -> tuple[mig.Listed, str]:
+    """Return what nvidia-smi says about instances, and why it says nothing."""
+    problems: list[str] = []
+    listed = mig.ask(lambda *argv: _said_by(question, argv, problems))
+    nothing = "" if listed.uuids else f"{mig.SMI} lists none"
+    if question.host.kind(mig.SMI) != "file":
+        nothing = f"{mig.SMI} is not on this host"
+    return listed, "; ".join(problems) or nothing
+
+
+def has_cuda(parts: "nvidia_parts.Parts") -> bool:
+    """Return whether the driver's CUDA library is among the parts."""
+    return any(library.elf.soname == "libcuda.so.1" for library in parts.libraries)
+
+
+def made_spec(host: Host, parts: "nvidia_parts.Parts", hooks: tuple[Hook, ...] = ()) -> "dict[str, Any]":
+    """Return a CDI file for all GPUs of a node and their MIG instances."""
+    entries = []
+    for gpu in host.gpus:
+        entries.append(cdi.Entry((str(gpu.order), *([gpu.uuid] if gpu.uuid else [])), gpu.nodes))
+        for index, place in enumerate(_places(host, gpu)):
+            instances = host.mig[gpu.number]
+            nodes = (*gpu.nodes, *_nodes_of(instances, place))
+            gi, ci = place.removeprefix("gi").split("/ci")
+            named = (f"MIG-{gpu.uuid}/{gi}/{ci}",) if gpu.uuid else ()
+            entries.append(cdi.Entry((f"{gpu.order}:{index}", *named), nodes))
+    return cdi.generate(
+        cdi.KIND,
+        entries,
+        nodes=parts.nodes,
+        libraries=parts.libraries,
+        files=parts.files,
+        folder=LIBRARIES,
+        env=("NVIDIA_VISIBLE_DEVICES=void",),
+        hooks=hooks,
+    )
 
 
 def _finished(
@@ -108,7 +178,7 @@ def _driver(host: "Tree") -> str:
     found = next((word for word in words if len(cuda.version(word)) > 1), "")
     if not found:
         found = _text(host, "/sys/module/nvidia/version").strip()
-    return found or cdi.version_of_libcuda(host)
+    return found or nvidia_parts.version_of_libcuda(host)
 
 
 def _instances(host: "Tree", number: int) -> dict[str, str]:
@@ -125,38 +195,56 @@ def _instances(host: "Tree", number: int) -> dict[str, str]:
     return found
 
 
-def choose(host: Host, environ: "dict[str, str]") -> Selection:
-    """Choose GPUs, and the MIG instances of them, by the job's environment; the nodes of each are complete."""
-    value = environ.get("CUDA_VISIBLE_DEVICES", "")
-    wanted = tokens(value)
-    if any(token.startswith("MIG-") for token in wanted):
-        return _choose_mig(host, value)
-    chosen = select(host.gpus, environ, "CUDA_VISIBLE_DEVICES")
+def choose(host: Host, environ: "dict[str, str]", ask: Callable[[], tuple[mig.Listed, str]]) -> Selection:
+    """Choose GPUs, and the MIG instances of them, by the job's environment; the nodes of each are complete.
+
+    `ask` asks nvidia-smi, and is called only where nothing else tells an instance from the others.
+    """
+    value = environ.get(_VISIBLE)
+    for name in (_VISIBLE, *SLURM) if value is None or tokens(value) else ():
+        if any(mig.names_instance(token) for token in tokens(environ.get(name, ""))):
+            return _choose_mig(host, name, environ, ask)
+    chosen = select(host.gpus, environ, _VISIBLE)
     return chosen._replace(gpus=tuple(_with(gpu, host.mig.get(gpu.number, {}).values()) for gpu in chosen.gpus))
 
 
-def _choose_mig(host: Host, value: str) -> Selection:
-    """MIG-GPU-UUID/GI/CI names its instance; of MIG-UUID only the driver's library knows which it is."""
+def _choose_mig(
+    host: Host, name: str, environ: "dict[str, str]", ask: Callable[[], tuple[mig.Listed, str]]
+) -> Selection:
+    existing = {gpu.order: _places(host, gpu) for gpu in host.gpus}
+    said = f"{name}={environ[name]}"
+    words = tokens(environ[name])
+    # MIG-GPU-UUID/GI/CI says all; of a single instance nothing is to be asked
+    several = sum(map(len, existing.values())) > 1
+    listed, why_not = ask() if several and not all("/" in word for word in words) else (mig.Listed({}, {}), "")
     nodes: dict[int, list[str]] = {}
-    for token in tokens(value):
-        parent, _, place = token.removeprefix("MIG-").partition("/")
-        gpus = [gpu for gpu in host.gpus if gpu.uuid == parent]
-        gi, _, ci = place.partition("/")
-        if gpus and place:
-            instances = host.mig.get(gpus[0].number, {})
-            needed = (f"gi{gi}", f"gi{gi}/ci{ci}")
-            if any(name not in instances for name in needed):
-                text = f"CUDA_VISIBLE_DEVICES={value} names {token}, which does not exist on GPU {gpus[0].order}."
-                return Selection((), "", (), (text,))
-            nodes.setdefault(gpus[0].order, []).extend(instances[name] for name in needed)
-        else:
-            for gpu in host.gpus:
-                if host.mig.get(gpu.number):
-                    nodes.setdefault(gpu.order, []).extend(host.mig[gpu.number].values())
-    if not nodes:
-        return Selection((), "", (), (f"CUDA_VISIBLE_DEVICES={value} names MIG instances, and this node has none.",))
+    reasons, names = [said], []
+    for word in words:
+        found = mig.find(word, host.gpus, existing, listed, why_not)
+        if found.error:
+            return Selection((), "", (), (f"{said} names {found.error}.",))
+        reasons += [found.reason] if found.reason else []
+        names.append(found.uuid)
+        for order, places in found.places.items():
+            (gpu,) = (one for one in host.gpus if one.order == order)
+            for place in places:
+                nodes.setdefault(order, []).extend(_nodes_of(host.mig[gpu.number], place))
     chosen = tuple(_with(gpu, nodes[gpu.order]) for gpu in host.gpus if gpu.order in nodes)
-    return Selection(chosen, value, (f"CUDA_VISIBLE_DEVICES={value}",))
+    inside = (
+        ",".join(names) if name == _VISIBLE and all(names) else environ.get(_VISIBLE, "") if name != _VISIBLE else ""
+    )
+    return Selection(chosen, inside, tuple(reasons))
+
+
+def _places(host: Host, gpu: Gpu) -> list[str]:
+    """Return the instances of a GPU that programs can run on: compute instances, "gi1/ci0"."""
+    return [place for place in host.mig.get(gpu.number, {}) if "/" in place]
+
+
+def _nodes_of(instances: "dict[str, str]", place: str) -> tuple[str, ...]:
+    """Return the nodes that give access to a compute instance: its own, and that of the GPU instance around it."""
+    names = (place.partition("/")[0], place)
+    return tuple(instances[name] for name in names if name in instances)
 
 
 def _with(gpu: Gpu, nodes: "Iterable[str]") -> Gpu:
@@ -205,8 +293,11 @@ def vendor_spec(
 
 
 def _names(spec: "dict[str, Any]", chosen: Selection) -> tuple[str, ...]:
-    """Return the names of the chosen GPUs in a CDI file; () when it lacks one."""
+    """Return the names of the chosen GPUs, or MIG instances, in a CDI file; () when it lacks one."""
     known = {str(device.get("name")) for device in spec.get("devices", [])}
+    instances = [word for word in tokens(chosen.value) if word.startswith("MIG-")]
+    if instances and known.issuperset(instances):
+        return tuple(instances)
     names = []
     for gpu in chosen.gpus:
         name = next((name for name in (gpu.uuid, str(gpu.order)) if name and name in known), "")

@@ -19,12 +19,27 @@ def trusting(_path: str) -> str:
     return ""
 
 
+def run_nothing(*argv: str) -> str:
+    """Refuse to start a program: what this machine's says is not true for another host. Raises ToolError."""
+    from squashmount.errors import ToolError  # noqa: PLC0415 - rare
+
+    raise ToolError(f"{argv[0]} is not started for files of another host.")
+
+
+def run_here(*argv: str) -> str:
+    """Run a program of this host to its end, within 20 seconds, and return what it prints. Raises ToolError."""
+    from squashmount.process import run  # noqa: PLC0415 - subprocess, 10 ms
+
+    return run(*argv, env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}, timeout=20)
+
+
 class Question(NamedTuple):
     """What a planner is asked. `image_env` is the container's environment, `environ` the host job's.
 
     `modules` are all that are on, `planners` theirs: what one does may depend on another's being there. `doubt` says
     why a file of the host is not to be trusted: what a planner is told by a file, somebody else could have written.
-    The sources of mounts and the programs of hooks that it returns are checked for it.
+    The sources of mounts and the programs of hooks that it returns are checked for it. `run` starts a program of the
+    host, which the planner must not doubt.
     """
 
     module: Module
@@ -37,6 +52,7 @@ class Question(NamedTuple):
     planners: tuple[str, ...] = ()
     modules: tuple[Module, ...] = ()
     doubt: Callable[[str], str] = trusting
+    run: Callable[..., str] = run_nothing
 
 
 Planner = Callable[[Question], Contribution]

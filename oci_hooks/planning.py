@@ -6,7 +6,7 @@ from squashmount.lean import TYPE_CHECKING, Callable, Iterable, NamedTuple, Type
 
 from .module import CopyRule, DeviceRule, HookRule, Module, MountRule
 from .plan import Contribution, Copy, Device, Hook, Mount, Plan
-from .planners import Question, planner, trusting
+from .planners import Question, planner, run_nothing, trusting
 from .policy import Policy
 from .selection import Selection, passed_variables, select
 
@@ -20,13 +20,17 @@ _RULES_PLANNER = "libraries"
 
 
 class Site(NamedTuple):
-    """The host's side: modules by name, policy, files, the job's environment; `doubt` says why a file is no good."""
+    """The host's side: modules by name, policy, files, the job's environment.
+
+    `doubt` says why a file is no good; `run` starts a program of the host.
+    """
 
     modules: dict[str, Module]
     policy: Policy
     host: "Tree"
     environ: dict[str, str]
     doubt: Callable[[str], str] = trusting
+    run: Callable[..., str] = run_nothing
 
 
 class Image(NamedTuple):
@@ -70,7 +74,7 @@ def _planned(name: str, site: Site, image: Image, module: Module, modules: tuple
         return Contribution(errors=(f"the planner {name!r} does not exist in this version",))
     tables = (image.annotations, site.environ, image.env)
     planners = tuple(each.planner for each in modules if each.planner)
-    part = plan(Question(module, image.tree, site.host, site.policy, *tables, planners, modules, site.doubt))
+    part = plan(Question(module, image.tree, site.host, site.policy, *tables, planners, modules, site.doubt, site.run))
     rules = _Rules(site, image, module)
     mounts = []
     try:

@@ -19,7 +19,7 @@ from squashmount.process import run
 
 from . import catalogue, plan
 from .labels import config_labels
-from .planners import trusting
+from .planners import run_here, run_nothing, trusting
 from .planning import Image, Site, make_plan
 from .tree import DirectoryTree
 
@@ -68,10 +68,11 @@ def _planned(question: dict[str, Any]) -> plan.Plan:
     config = _inspected(name)
     known = catalogue.read(environ, policy_file=question["policy"])
     with DirectoryTree(host_root) as host, DirectoryTree(_mounted(str(config["Id"]))) as tree:
-        doubt = known.trust.doubt if host_root == "/" else trusting
+        here = host_root == "/"
+        doubt, start = (known.trust.doubt, run_here) if here else (trusting, run_nothing)
         env = dict(str(entry).partition("=")[::2] for entry in (config.get("Config") or {}).get("Env") or [])
         image = Image(tree, env, question["annotations"], lambda: config_labels({"config": config.get("Config")}))
-        return make_plan(Site(known.modules, known.policy, host, environ, doubt), image)
+        return make_plan(Site(known.modules, known.policy, host, environ, doubt, start), image)
 
 
 def _inspected(name: str) -> dict[str, Any]:

@@ -10,8 +10,6 @@ from pathlib import Path
 import pytest
 from elf_files import library, link
 from lab import Done, Node, run
-from squashmount.oci_hooks import cdi, nvidia
-from squashmount.oci_hooks.tree import DirectoryTree
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.needs_fuse, pytest.mark.needs_podman]
 
@@ -134,16 +132,28 @@ def test_the_vendors_cdi_file(site: Site, busybox: str, host: Path) -> None:
     assert "VENDOR=yes" in plain
 
 
+CACHED = "ls -d /dev/nvidia*; ls /run/squashmount/nvidia; grep -c libcuda.so.1 /etc/ld.so.cache; env | grep NVIDIA"
+
+
 def test_podman_takes_the_cdi_file_that_is_made_here(site: Site, busybox: str) -> None:
-    with DirectoryTree("/") as tree:
-        facts = nvidia.read_host(tree)
-        assert facts.driver == DRIVER
-        spec = cdi.generate(tree, facts.gpus, facts.driver, nvidia.LIBRARIES)
+    """Podman alone, without the hook: the driver's directory is in the container's ld.so.cache."""
     Path("/etc/cdi").mkdir(exist_ok=True)
-    Path("/etc/cdi/made.json").write_text(json.dumps(spec))
-    seen = site.look(busybox, "--device", "nvidia.com/gpu=all")
-    assert seen[:4] == ["nvidia-uvm", "nvidia0", "nvidia1", "nvidiactl"]
-    assert seen[5:9] == LIBRARIES
+    done = run(site.command, "cdi", "--kind", "nvidia", "-o", "/etc/cdi/made.json")
+    assert f"2 GPUs, driver {DRIVER}, libraries found on the host" in done.err
+    shared = ["/dev/nvidia-uvm", "/dev/nvidiactl"]
+    for name, nodes in (("1", ["/dev/nvidia1"]), ("all", ["/dev/nvidia0", "/dev/nvidia1"])):
+        argv = ("run", "--rm", "--device", f"nvidia.com/gpu={name}", busybox, "sh", "-c", CACHED)
+        seen = site.node.podman(*argv).ok().splitlines()
+        assert sorted(seen[: len(nodes) + 2]) == sorted([*nodes, *shared])
+        assert seen[len(nodes) + 2 :] == [*LIBRARIES, "1", "NVIDIA_VISIBLE_DEVICES=void"]
+
+
+def test_podman_takes_the_cdi_file_for_amd(site: Site, busybox: str) -> None:
+    Path("/etc/cdi").mkdir(exist_ok=True)
+    run(site.command, "cdi", "--kind", "amd", "-o", "/etc/cdi/amd.json").ok()
+    look = ("sh", "-c", "cd /dev; ls -d kfd dri/*")
+    seen = site.node.podman("run", "--rm", "--device", "amd.com/gpu=1", busybox, *look).ok().splitlines()
+    assert seen == ["dri/renderD129", "kfd"]
 
 
 def test_amd(site: Site, busybox: str) -> None:

@@ -63,12 +63,62 @@ def test_numbers_that_say_nothing_here_are_passed_over() -> None:
     assert chosen(SLURM_STEP_GPUS="128", **{VISIBLE: "0"}) == ([3], "0")
 
 
-@pytest.mark.parametrize("value", ["4", "GPU-9", "0,9", "all", "0:1"])
+@pytest.mark.parametrize("value", ["4", "GPU-9", "0,9", "0:1"])
 def test_a_gpu_that_is_not_here_is_an_error(value: str) -> None:
     found = select(GPUS, {VISIBLE: value}, VISIBLE)
     assert not found.gpus
     assert value in found.errors[0]
     assert "known: 0 GPU-0aaa, " in found.errors[0]
+
+
+EVERY = [3, 2, 1, 0]
+FORMS = [
+    ("", [], ""),
+    *((word, [], "") for word in ("NoDevFiles", "none", "void", "-1")),
+    ("all", EVERY, ""),
+    ("0", [3], "0"),
+    ("3,0", [3, 0], "1,0"),
+    (" 1 , 2 ", [2, 1], "0,1"),
+    ("GPU-1aaa", [2], "GPU-1aaa"),
+    ("GPU-1", [2], "GPU-1"),
+    ("GPU-1,2", [2, 1], "GPU-1,1"),
+]
+
+
+@pytest.mark.parametrize("variable", ["CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"])
+@pytest.mark.parametrize(("value", "numbers_chosen", "inside"), FORMS)
+def test_every_form_of_the_drivers_variable(variable: str, value: str, numbers_chosen: list[int], inside: str) -> None:
+    found = select(GPUS, {variable: value}, variable)
+    assert not found.errors
+    assert ([gpu.number for gpu in found.gpus], found.value) == (numbers_chosen, inside)
+    assert value in found.reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        *((word, []) for word in ("", "NoDevFiles", "none", "void")),
+        ("all", EVERY),
+        ("3", [3]),
+        ("0-1,3", [3, 1, 0]),
+        ("GPU-0aaa,GPU-3", [3, 0]),
+        ("nvidia2", [2]),
+        ("nvidia2:mig1", [2]),
+        ("GPU-9", EVERY),
+    ],
+)
+@pytest.mark.parametrize("variable", ["SLURM_STEP_GPUS", "SLURM_JOB_GPUS"])
+def test_every_form_of_slurms_list(variable: str, value: str, expected: list[int]) -> None:
+    assert chosen(**{variable: value}) == (expected, "")
+
+
+def test_a_gpu_outside_of_the_step_is_an_error() -> None:
+    for value in ("3", "GPU-0aaa"):
+        found = select(GPUS, {"SLURM_STEP_GPUS": "0,1", VISIBLE: value}, VISIBLE)
+        assert not found.gpus
+        assert "not among those of SLURM_STEP_GPUS=0,1" in found.errors[0]
+    # an index counts the step's, and a UUID may be one that /proc does not show
+    assert chosen(SLURM_STEP_GPUS="0,1", **{VISIBLE: "1,GPU-fff"}) == ([1, 0], "1,GPU-fff")
 
 
 @pytest.mark.parametrize(

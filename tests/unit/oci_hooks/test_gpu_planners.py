@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 from elf_files import library, link
-from squashmount.oci_hooks import amd, cdi, nvidia
+from squashmount.oci_hooks import amd, cli, nvidia
 from squashmount.oci_hooks.module import Module
 from squashmount.oci_hooks.plan import Contribution, Device, Hook, Mount
-from squashmount.oci_hooks.planners import PLANNERS, Question, planner, trusting
+from squashmount.oci_hooks.planners import PLANNERS, Question, planner, run_here, run_nothing, trusting
 from squashmount.oci_hooks.policy import Policy
 from squashmount.oci_hooks.tree import DirectoryTree
+
+from squashmount.errors import ToolError
 
 DRIVER = "535.104.05"
 LIBRARIES = "/run/squashmount/nvidia"
@@ -70,6 +72,7 @@ def planned(host: Path, image: Path) -> Planned:
         kind: str = "nvidia",
         annotations: dict[str, str] | None = None,
         doubt: Callable[[str], str] = trusting,
+        run: Callable[..., str] = run_nothing,
         **image_env: str,
     ) -> Contribution:
         plan = planner(kind)
@@ -77,7 +80,7 @@ def planned(host: Path, image: Path) -> Planned:
         with DirectoryTree(str(host)) as host_tree, DirectoryTree(str(image)) as image_tree:
             given = annotations or {}
             variables = (environ or {}, image_env)
-            question = Question(Module("gpu"), image_tree, host_tree, Policy(), given, *variables, doubt=doubt)
+            question = Question(Module("gpu"), image_tree, host_tree, Policy(), given, *variables, doubt=doubt, run=run)
             return plan(question)
 
     return planned
@@ -149,11 +152,97 @@ def test_mig_by_gpu_and_instance(planned: Planned) -> None:
     assert "does not exist" in planned({"CUDA_VISIBLE_DEVICES": "MIG-GPU-1000-aa/9/0"}).errors[0]
 
 
+UUIDS = {0: "MIG-d9a47cfb-d1f2-d08c-b40e-0812b597ae69", 1: "MIG-c6d4f1ef-42e4-5de3-91c7-45d71c87eb3f"}
+SMI_L = f"""GPU 0: NVIDIA A100-SXM4-40GB (UUID: GPU-0000-aa)
+GPU 1: NVIDIA A100-SXM4-40GB (UUID: GPU-1000-aa)
+  MIG 3g.20gb     Device  0: (UUID: {UUIDS[0]})
+  MIG 1g.5gb      Device  1: (UUID: {UUIDS[1]})
+"""
+SMI_X = """<nvidia_smi_log><gpu id="00000000:0B:00.0"><uuid>GPU-0000-aa</uuid><mig_devices>None</mig_devices></gpu>
+<gpu id="00000000:0A:00.0"><mig_devices>
+<mig_device><index>0</index><gpu_instance_id>2</gpu_instance_id><compute_instance_id>0</compute_instance_id></mig_device>
+<mig_device><index>1</index><gpu_instance_id>1</gpu_instance_id><compute_instance_id>0</compute_instance_id></mig_device>
+</mig_devices><uuid>GPU-1000-aa</uuid></gpu></nvidia_smi_log>
+"""
+GI1 = {f"/dev/nvidia-caps/nvidia-cap{minor}" for minor in (12, 13)}
+GI2 = {f"/dev/nvidia-caps/nvidia-cap{minor}" for minor in (21, 22)}
+
+
+def smi(*argv: str) -> str:
+    assert argv[0] == "/usr/bin/nvidia-smi"
+    return SMI_L if argv[1] == "-L" else SMI_X
+
+
+def smi_of_old(*argv: str) -> str:
+    return SMI_L if argv[1] == "-L" else "<nvidia_smi_log></nvidia_smi_log>"
+
+
 def test_mig_by_a_uuid_that_only_the_driver_knows(planned: Planned) -> None:
-    value = "MIG-d9a47cfb-d1f2-d08c-b40e-0812b597ae69"
-    part = planned({"CUDA_VISIBLE_DEVICES": value})
+    part = planned({"CUDA_VISIBLE_DEVICES": UUIDS[0]})
     assert nodes(part) == CONTROL | CAPS | {"/dev/nvidia1"}
-    assert part.env_set["CUDA_VISIBLE_DEVICES"] == value
+    assert part.env_set["CUDA_VISIBLE_DEVICES"] == UUIDS[0]
+    (why,) = [text for text in part.reasons if "only the driver knows" in text]
+    assert why.endswith("so all are given")
+    assert "is not started" in why
+
+
+@pytest.mark.parametrize(
+    ("value", "expected", "inside"),
+    [
+        (UUIDS[0], GI2, UUIDS[0]),
+        (UUIDS[1], GI1, UUIDS[1]),
+        ("MIG-c6d4f1ef", GI1, "MIG-c6d4f1ef"),
+        (f"{UUIDS[1]},{UUIDS[0]}", CAPS, f"{UUIDS[1]},{UUIDS[0]}"),
+        ("MIG-GPU-1000-aa/1/0", GI1, "MIG-GPU-1000-aa/1/0"),
+        ("nvidia1:mig0", GI2, UUIDS[0]),
+        ("0:1", GI1, UUIDS[1]),
+    ],
+)
+def test_mig_as_nvidia_smi_lists_them(planned: Planned, value: str, expected: set[str], inside: str) -> None:
+    part = planned({"CUDA_VISIBLE_DEVICES": value}, run=smi)
+    assert nodes(part) == CONTROL | expected | {"/dev/nvidia1"}
+    assert part.env_set["CUDA_VISIBLE_DEVICES"] == inside
+
+
+def test_mig_of_slurm(planned: Planned) -> None:
+    part = planned({"SLURM_STEP_GPUS": "nvidia1:mig1", "CUDA_VISIBLE_DEVICES": "0"}, run=smi)
+    assert nodes(part) == CONTROL | GI1 | {"/dev/nvidia1"}
+    assert part.env_set["CUDA_VISIBLE_DEVICES"] == "0"
+    none = planned({"SLURM_STEP_GPUS": "nvidia1:mig1", "CUDA_VISIBLE_DEVICES": "NoDevFiles"}, run=smi)
+    assert none.devices == ()
+
+
+def test_an_instance_whose_place_nobody_tells(planned: Planned) -> None:
+    part = planned({"CUDA_VISIBLE_DEVICES": UUIDS[0]}, run=smi_of_old)
+    assert nodes(part) == CONTROL | CAPS | {"/dev/nvidia1"}
+    assert any("does not say where it is, so all of this GPU are given" in text for text in part.reasons)
+    doubted = planned({"CUDA_VISIBLE_DEVICES": UUIDS[0]}, run=smi, doubt=lambda path: "odd" if "smi" in path else "")
+    assert nodes(doubted) >= CAPS
+    assert any("nvidia-smi is not trusted: odd" in text for text in doubted.reasons)
+
+
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [
+        ("MIG-ffff", "names MIG-ffff, which nvidia-smi does not list"),
+        ("MIG-GPU-1000-aa/9/0", "which does not exist on GPU 0"),
+        ("MIG-GPU-1000-aa/x", "which does not exist on GPU 0"),
+        ("nvidia0:mig0", "names nvidia0:mig0, which this node has not"),
+        ("7:0", "names 7:0, which this node has not"),
+        ("MIG-GPU-1000-aa/1/0,0", "names 0, which this node has not"),
+    ],
+)
+def test_an_instance_that_is_not_here_stops_the_container(planned: Planned, value: str, why: str) -> None:
+    part = planned({"CUDA_VISIBLE_DEVICES": value}, run=smi)
+    assert not part.devices
+    assert why in part.errors[0]
+
+
+def test_a_single_instance_needs_no_question(planned: Planned, host: Path) -> None:
+    (host / "proc/driver/nvidia/capabilities/gpu1/mig/gi2").rename(host / "gone")
+    part = planned({"CUDA_VISIBLE_DEVICES": UUIDS[0]})
+    assert nodes(part) == CONTROL | GI1 | {"/dev/nvidia1"}
+    assert not any("only the driver" in text for text in part.reasons)
 
 
 def test_mig_where_there_is_none(planned: Planned, host: Path) -> None:
@@ -303,15 +392,146 @@ def test_null_lists_are_empty_ones(planned: Planned, host: Path) -> None:
     assert planned().env_set["VENDOR"] == "yes"
 
 
-def test_the_made_file_is_one_that_podman_takes(host: Path) -> None:
-    with DirectoryTree(str(host)) as tree:
-        facts = nvidia.read_host(tree)
-        spec = cdi.generate(tree, facts.gpus, facts.driver)
-    assert spec["cdiVersion"] == "0.5.0"
-    assert [device["name"] for device in spec["devices"]] == ["0", "GPU-1000-aa", "1", "GPU-0000-aa", "all"]
-    assert len(spec["devices"][-1]["containerEdits"]["deviceNodes"]) == 2
-    assert "/usr/lib64/libcuda.so.1" in [mount["containerPath"] for mount in spec["containerEdits"]["mounts"]]
-    assert json.loads(json.dumps(spec)) == spec
+def lists(host: Path, *more: str) -> Callable[..., str]:
+    """Make nvidia-container-cli of a host: `list` prints devices, programs, libraries, a socket, firmware."""
+    put(host / "usr/bin/nvidia-container-cli")
+    put(host / "lib/firmware/nvidia/535/gsp.bin")
+    node(host / "run/nvidia-persistenced/socket")
+    for stem in ("libcuda", "libnvidia-ml", "libnvidia-encode", "libnvidia-glcore", "libnvidia-brandnew"):
+        library(host / f"opt/nv/{stem}.so.535", soname=f"{stem}.so.1")
+    put(host / "opt/nv/libnvidia-cfg.so.535", "torn")
+    lines = ["/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia0", "/dev/nvidia1", "/dev/nvidia-caps/nvidia-cap12"]
+    lines += ["/usr/bin/nvidia-smi", *(f"/opt/nv/{path.name}" for path in sorted((host / "opt/nv").iterdir()))]
+    lines += ["/run/nvidia-persistenced/socket", "/lib/firmware/nvidia/535/gsp.bin", "/gone", *more]
+
+    def run(*argv: str) -> str:
+        assert argv == ("/usr/bin/nvidia-container-cli", "--user", "list"), "without --compat32"
+        return "\n".join(lines) + "\n"
+
+    return run
+
+
+def shown(part: Contribution) -> set[str]:
+    return {mount.target.removeprefix(f"{LIBRARIES}/") for mount in part.mounts}
+
+
+def test_what_nvidia_container_cli_lists(planned: Planned, host: Path) -> None:
+    thirty_two = library(host / "opt/nv32/libcuda.so.535", soname="libcuda.so.1")
+    data = bytearray(thirty_two.read_bytes())
+    data[4] = 1  # ELFCLASS32
+    thirty_two.write_bytes(data)
+    part = planned({"CUDA_VISIBLE_DEVICES": "1"}, run=lists(host, "/opt/nv32/libcuda.so.535"))
+    assert nodes(part) == {"/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/gdrdrv", "/dev/nvidia0"}, "only the job's GPU"
+    assert Mount("/opt/nv/libcuda.so.535", f"{LIBRARIES}/libcuda.so.1") in part.mounts
+    assert {
+        "libnvidia-brandnew.so",
+        "libgdrapi.so.2",
+        "/usr/bin/nvidia-smi",
+        "/lib/firmware/nvidia/535/gsp.bin",
+    } <= shown(part)
+    assert not [mount for mount in part.mounts if "nv32" in mount.source or "socket" in mount.source]
+    assert not [mount for mount in part.mounts if "libnvidia-cfg" in mount.source], "torn"
+    assert any("by nvidia-container-cli" in text for text in part.reasons)
+    assert part.env_prepend == {"LD_LIBRARY_PATH": LIBRARIES}
+
+
+def test_a_vendors_file_comes_before_the_vendors_tool(planned: Planned, host: Path) -> None:
+    vendor(host, "etc/cdi/nvidia.json")
+    part = planned({"CUDA_VISIBLE_DEVICES": "1"}, run=lists(host))
+    assert any("by /etc/cdi/nvidia.json" in text for text in part.reasons)
+
+
+def test_programs_of_the_host_are_run_without_the_jobs_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LD_PRELOAD_OF_THE_JOB", "x")
+    assert run_here("/usr/bin/env").splitlines() == ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"]
+    with pytest.raises(ToolError, match="not installed"):
+        run_here("/usr/bin/no-such-program")
+    with pytest.raises(ToolError, match="another host"):
+        run_nothing("/usr/bin/env")
+
+
+def fails(*argv: str) -> str:
+    raise ToolError(f"{argv[0]} failed with exit status 1.")
+
+
+@pytest.mark.parametrize(
+    ("run", "trusted", "why"),
+    [
+        (fails, True, "is not used: /usr/bin/nvidia-container-cli failed"),
+        (lambda *_: "/dev/nvidiactl\n", True, "it lists no libcuda.so"),
+        (lambda *_: "", False, "is not trusted: odd"),
+    ],
+)
+def test_a_tool_that_does_not_work_is_passed_over(
+    planned: Planned, host: Path, run: Callable[..., str], trusted: bool, why: str
+) -> None:
+    put(host / "usr/bin/nvidia-container-cli")
+    part = planned(run=run, doubt=lambda path: "" if trusted or "cli" not in path else "odd")
+    assert Mount(f"/usr/lib64/libcuda.so.{DRIVER}", f"{LIBRARIES}/libcuda.so.1") in part.mounts
+    assert any(why in text for text in part.rejected)
+    assert any("found on the host" in text for text in part.reasons)
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "expected"),
+    [
+        ("utility", {"libnvidia-ml", "nvidia-smi"}),
+        ("compute, utility", {"libcuda", "libnvidia-ml", "libgdrapi", "nvidia-smi"}),
+        ("video,compute", {"libcuda", "libnvidia-encode", "libgdrapi"}),
+        ("display", {"libnvidia-glcore"}),
+        ("all", {"libcuda", "libnvidia-ml", "libnvidia-encode", "libnvidia-glcore", "libgdrapi", "nvidia-smi"}),
+        ("", {"libcuda", "libnvidia-ml", "libnvidia-encode", "libnvidia-glcore", "libgdrapi", "nvidia-smi"}),
+    ],
+)
+def test_capabilities(planned: Planned, host: Path, capabilities: str, expected: set[str]) -> None:
+    part = planned(run=lists(host), NVIDIA_DRIVER_CAPABILITIES=capabilities)
+    assert not part.missing
+    found = {Path(name).name.partition(".so")[0] for name in shown(part)}
+    assert found == expected | {"libnvidia-brandnew", "gsp.bin"}, "what nobody knows stays"
+
+
+def test_capabilities_of_what_is_found(planned: Planned) -> None:
+    part = planned(NVIDIA_DRIVER_CAPABILITIES="utility")
+    assert "libnvidia-ml.so.1" in shown(part)
+    assert "libcuda.so.1" not in shown(part)
+
+
+def test_the_cdi_command_prints_what_podman_takes(
+    host: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["cdi", "--host", str(host)]) == 0
+    said = capsys.readouterr()
+    assert f"2 GPUs, driver {DRIVER}, libraries found on the host" in said.err
+    spec = json.loads(said.out)
+    assert (spec["cdiVersion"], spec["kind"]) == ("0.5.0", "nvidia.com/gpu")
+    names = ["0", "GPU-1000-aa", "0:0", "MIG-GPU-1000-aa/1/0", "0:1", "MIG-GPU-1000-aa/2/0", "1", "GPU-0000-aa", "all"]
+    assert [device["name"] for device in spec["devices"]] == names
+    (instance,) = (device for device in spec["devices"] if device["name"] == "0:1")
+    paths = [one["path"] for one in instance["containerEdits"]["deviceNodes"]]
+    assert paths == ["/dev/nvidia1", "/dev/nvidia-caps/nvidia-cap21", "/dev/nvidia-caps/nvidia-cap22"]
+    (hook,) = spec["containerEdits"]["hooks"]
+    assert hook["hookName"] == "createContainer"
+    assert hook["args"][1:] == ["ldconfig", LIBRARIES]
+    assert cli.main(["cdi", "--host", str(host), "--kind", "nvidia", "-o", str(tmp_path / "x.json")]) == 0
+    assert json.loads((tmp_path / "x.json").read_text()) == spec
+    assert cli.main(["cdi", "--host", str(host), "--kind", "amd"]) == 9
+    assert "has no amd GPU" in capsys.readouterr().err
+
+
+def test_the_cdi_command_for_amd(amd_host: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["cdi", "--host", str(amd_host)]) == 9
+    assert "GPUs of both vendors" in capsys.readouterr().err
+    assert cli.main(["cdi", "--host", str(amd_host), "--kind", "amd"]) == 0
+    spec = json.loads(capsys.readouterr().out)
+    assert [device["name"] for device in spec["devices"]] == [
+        "0",
+        "GPU-00000000000000ff",
+        "1",
+        "GPU-0000000000001000",
+        "all",
+    ]
+    assert spec["kind"] == "amd.com/gpu"
+    assert spec["containerEdits"] == {"deviceNodes": [{"path": "/dev/kfd", "permissions": "rw"}]}
 
 
 @pytest.fixture
