@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from squashmount import errors, jsonio, process
-from squashmount.errors import SpaceError, SquashmountError, ToolError
+from squashmount.errors import DamagedError, SpaceError, SquashmountError, ToolError
+from squashmount.server.index_writer import append_index
 
 from . import readback
 from .job import Job
@@ -52,6 +53,7 @@ def make(
     helper = (sys.executable, "-P", "-m", "squashmount.migrate.inside")
     argv = podman.argv("unshare", *helper) if store.rootless else helper
     report = _follow(argv, job, progress, log)
+    _add_index(job.output, log)
     # the disk, SHA-256 and reading back keep different things busy; an error of fsync(2) is reported once, so here
     with ThreadPoolExecutor(2) as beside:
         durable = beside.submit(_sync, job.output)
@@ -72,6 +74,13 @@ def make(
         root_mode=jsonio.get_int(report, "root_mode"),
         restored=jsonio.get_int(report, "restored"),
     )
+
+
+def _add_index(output: str, log: process.Log) -> None:
+    try:
+        log(f"listing index: {append_index(output)} bytes")
+    except DamagedError as err:
+        raise ToolError("The new squash file cannot be read back.", details=f"{err} {err.details}") from err
 
 
 def _follow(argv: tuple[str, ...], job: Job, progress: Progress, log: process.Log) -> jsonio.JsonObject:

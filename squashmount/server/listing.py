@@ -1,20 +1,25 @@
 """Directory listings as READDIRPLUS wants them: encoded once for each segment of a directory, then sliced.
 
-A walk of an image costs one loop iteration a file, here, and nothing else: replies are slices of what is encoded,
-handed to writev(2) as they are, and a listing that is resumed or repeated is not encoded again.
+What `mig` has encoded is read from the index behind the squash file (see `index`). Without one, a walk costs one loop
+iteration a file, here, and nothing else: replies are slices of what is encoded, handed to writev(2) as they are, and a
+listing that is resumed or repeated is not encoded again.
 Source: kernel include/uapi/linux/fuse.h (struct fuse_direntplus), fs/fuse/readdir.c.
 """
 
 import struct
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from itertools import accumulate, islice
 
-from squashmount.lean import Callable, NamedTuple
+from squashmount.errors import DamagedError
+from squashmount.lean import TYPE_CHECKING, Callable, Iterable, Iterator, NamedTuple, Sequence
 from squashmount.squashfs.directories import Segment
 from squashmount.squashfs.generations import Generations
 from squashmount.squashfs.inodes import KINDS
 
 from .tree import LIFETIME, Tree
+
+if TYPE_CHECKING:
+    from .index import ListingIndex
 
 _CACHED_BYTES = 16 << 20
 
@@ -28,41 +33,88 @@ _RECORDS = [struct.Struct(f"{_RECORD}{padded}s").pack for padded in range(0, _MA
 _BLKSIZE = 4096  # Python allocates st_blksize bytes for every open file
 
 
+_COOKIE = struct.Struct("=136xQ")
+_OWNERS = struct.Struct("=Q100xII")
+_IDS = struct.Struct("=II")
+_OWNERS_AT = 108
+
+
 class Encoded(NamedTuple):
     """One segment: `starts[i]` is where record i begins in `data`, and behind the last one the end."""
 
     data: memoryview
-    starts: list[int]
+    starts: Sequence[int]
+    cookies: Sequence[int]
+    """Ascending; record i + 1 continues behind the one that has `cookies[i]`."""
+
+
+def cookies_of(data: memoryview, starts: Sequence[int]) -> list[int]:
+    """Return the cookies in encoded records."""
+    unpack = _COOKIE.unpack_from
+    return [unpack(data, start)[0] for start in starts[:-1]]
 
 
 class Listings:
     """Encodes and keeps segments, at most 2 x 16 MiB of them. Safe for threads."""
 
-    def __init__(self, tree: Tree, complain: Callable[[str], None]) -> None:
-        """`complain` is told which entry could not be read; that name alone fails then."""
+    def __init__(self, tree: Tree, complain: Callable[[str], None], *, indexed: bool = True) -> None:
+        """`complain` is told what could not be read. `indexed`: use the image's index if it has one."""
         self._tree = tree
         self._complain = complain
         self._encoded: Generations[tuple[int, int], Encoded] = Generations(_CACHED_BYTES)
+        self._indexed = indexed
+        self._index: ListingIndex | None = None
 
     def plus(self, node: int, cookie: int, room: int) -> list[memoryview]:
         """Return records from `cookie` that fit into `room` bytes, as buffers; none at the end. ENOTDIR."""
-        parts: list[memoryview] = []
+        if self._indexed:
+            try:
+                index = self._index or self._open_index()
+                stored = index.records(node, cookie) if index else ()
+                if index and stored:
+                    return _slices((self._stored(index, node, record) for record in stored), cookie, room)
+            except DamagedError as err:
+                self._indexed = False
+                self._complain(f"its index is ignored: {err}: {err.details}")
+        return _slices((encoded for _, encoded in self.encoded(node, cookie)), cookie, room)
+
+    def encoded(self, node: int, cookie: int = 0) -> Iterator[tuple[int, Encoded]]:
+        """Yield the number and records of a directory's segments, from the one `cookie` lies in. ENOTDIR."""
         for number, offset, segment in self._tree.segments(node, cookie):
             encoded = self._encoded.get((node, number))
             if encoded is None:
                 encoded = self._encode(node, offset + 2, segment, self._dots(node) if number == 0 else [])
-                self._encoded.put((node, number), encoded, len(encoded.data) + 32 * len(encoded.starts))
-            starts = encoded.starts
-            dots = len(starts) - 1 - len(segment.places)
-            # a cookie lies above the place of the entry before it, and offset is one more than the segment's beginning
-            first = dots + bisect_left(segment.places, cookie - 2 - (offset - 1)) if cookie > dots else cookie
-            last = bisect_right(starts, starts[first] + room) - 1
-            parts.append(encoded.data[starts[first] : starts[last]])
-            room -= starts[last] - starts[first]
-            if last + 1 < len(starts):
-                break
-            cookie = 0  # whole segments from here on
-        return parts
+                self._remember((node, number), encoded)
+            yield number, encoded
+
+    def _open_index(self) -> "ListingIndex | None":
+        from .index import ListingIndex  # noqa: PLC0415 - not while the first container waits for its mount
+
+        self._index = ListingIndex.open(self._tree.image)
+        self._indexed = self._index is not None
+        return self._index
+
+    def _stored(self, index: "ListingIndex", node: int, record: int) -> Encoded:
+        key = (node, ~record)  # beside those of segments, which count from 0
+        encoded = self._encoded.get(key)
+        if encoded is None:
+            encoded = index.read(record)
+            if self._tree.shifts:
+                encoded = self._shifted(encoded)
+            self._remember(key, encoded)
+        return encoded
+
+    def _shifted(self, encoded: Encoded) -> Encoded:
+        uids, gids = self._tree.uids, self._tree.gids
+        data = bytearray(encoded.data)
+        for start in encoded.starts[:-1]:
+            node, uid, gid = _OWNERS.unpack_from(data, start)
+            if node:
+                _IDS.pack_into(data, start + _OWNERS_AT, uids[uid], gids[gid])
+        return encoded._replace(data=memoryview(data))
+
+    def _remember(self, key: tuple[int, int], encoded: Encoded) -> None:
+        self._encoded.put(key, encoded, len(encoded.data) + 72 * len(encoded.starts))
 
     def _dots(self, node: int) -> list[bytes]:
         """Return the records of `.` and `..`, whose cookies are 1 and 2."""
@@ -77,8 +129,8 @@ class Listings:
         for place, name, ref, number, kind, status in zip(places, names, refs, numbers, kinds, statuses, strict=True):
             length = len(name)
             if length > _MAX_NAME:  # the kernel would refuse the whole reply
-                append(b"")
-            elif isinstance(status, tuple):
+                continue
+            if isinstance(status, tuple):
                 mode, uid, gid, mtime, ino, nlink, size, rdev = status
                 append(_RECORDS[(length + 7) >> 3](
                     ref + 2, LIFETIME, LIFETIME, ino, size, (size + 511) >> 9, mtime, mtime, mtime,
@@ -88,9 +140,23 @@ class Listings:
                 # The entry without its inode: the kernel asks with LOOKUP, and that name alone fails.
                 self._complain(f"reading {name!r} in node {node}: {status}")
                 append(_without_inode(number, place + offset, name, KINDS[kind - 1]))
-        return Encoded(memoryview(b"".join(parts)), list(accumulate(map(len, parts), initial=0)))
+        data, starts = memoryview(b"".join(parts)), list(accumulate(map(len, parts), initial=0))
+        return Encoded(data, starts, cookies_of(data, starts))
 
 
 def _without_inode(number: int, cookie: int, name: bytes, kind: int) -> bytes:
     padded = name + bytes(-len(name) % 8)
     return _WITHOUT_INODE.pack(number, cookie, len(name), kind >> 12) + padded
+
+
+def _slices(segments: Iterable[Encoded], cookie: int, room: int) -> list[memoryview]:
+    parts: list[memoryview] = []
+    for encoded in segments:
+        data, starts, cookies = encoded
+        first = bisect_right(cookies, cookie)
+        last = bisect_right(starts, starts[first] + room) - 1
+        parts.append(data[starts[first] : starts[last]])
+        room -= starts[last] - starts[first]
+        if last + 1 < len(starts):
+            break
+    return parts

@@ -112,6 +112,11 @@ class Tree:
         self.gids = Shown(shift.gid)
 
     @property
+    def shifts(self) -> bool:
+        """Whether ids are shown that are not those of the image."""
+        return self._shift != IdShift()
+
+    @property
     def has_xattrs(self) -> bool:
         """Whether any file has extended attributes, shown or hidden."""
         return self.image.has_xattrs

@@ -1,4 +1,4 @@
-"""Decoders of the six squashfs compressors, each imported only when a file needs it.
+"""Decoders of the six squashfs compressors (and encoders of two), each imported only when a file needs it.
 
 A decoder takes the stored bytes and the largest size the format allows for the result. It never produces more than
 that (a few hundred damaged bytes can claim gigabytes) and raises BadDataError for anything it cannot decode.
@@ -11,12 +11,14 @@ from squashmount.errors import ToolError
 from squashmount.lean import Any, Callable, local
 
 Decoder = Callable[[bytes, int], bytes]
+Encoder = Callable[[bytes], bytes]
 
 COMPRESSORS = {1: "gzip", 2: "lzma", 3: "lzo", 4: "xz", 5: "lz4", 6: "zstd"}
 
 # Enough for the 1 MiB dictionaries mksquashfs can choose; a damaged header can ask for 4 GiB.
 _XZ_MEMORY = 128 << 20
 _ZSTD_WINDOW = 8 << 20
+_ZSTD_LEVEL = 9
 
 
 class BadDataError(Exception):
@@ -26,6 +28,20 @@ class BadDataError(Exception):
 def decoder(compressor: str) -> Decoder:
     """Return the decoder for a name in COMPRESSORS; ToolError when its Python package is not installed."""
     return _MAKERS[compressor]()
+
+
+def encoder(compressor: str) -> Encoder:
+    """Return a function that compresses whole blocks with gzip or zstd; ToolError as `decoder`."""
+    if compressor == "zstd":
+        try:
+            import zstandard  # noqa: PLC0415 - only the compressor in use is imported
+        except ImportError as err:
+            raise _missing("zstd", "zstandard", "pip install zstandard") from err
+        return zstandard.ZstdCompressor(level=_ZSTD_LEVEL).compress
+    assert compressor == "gzip", compressor
+    import zlib  # noqa: PLC0415 - the same
+
+    return zlib.compress
 
 
 def _gzip() -> Decoder:

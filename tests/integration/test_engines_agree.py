@@ -26,6 +26,7 @@ from snapshot import KINDS
 from squash_images import in_a_circle, make_tree, mksquash
 
 from squashmount.mountinfo import read_mounts
+from squashmount.server.index_writer import append_index
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.needs_fuse, pytest.mark.needs_podman]
 
@@ -68,7 +69,10 @@ def packed(place: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def squash(packed: Path) -> Path:
-    return Path(mksquash(packed, packed.parent / "image", "-comp", "zstd", "-Xcompression-level", "3"))
+    """With a listing index, as `mig` makes it: no reader may mind."""
+    path = mksquash(packed, packed.parent / "image", "-comp", "zstd", "-Xcompression-level", "3")
+    assert append_index(path) > 0
+    return Path(path)
 
 
 def snapshot(tree: Path) -> Tree:

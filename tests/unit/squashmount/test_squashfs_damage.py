@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 from squash_images import image_of, in_a_circle, mksquash, noise
 
 from squashmount.errors import DamagedError, ToolError
+from squashmount.server.index_writer import append_index
 from squashmount.server.listing import Listings
 from squashmount.server.tree import Tree
 from squashmount.squashfs.image import SquashImage
@@ -47,10 +48,14 @@ MEMORY = 192 << 20
 
 
 @pytest.fixture(scope="module")
-def images() -> list[bytes]:
-    """The seeds, the plain one first."""
+def images(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
+    """The seeds, the plain one first, and at the end one with a listing index."""
     folder = Path(__file__).parent / "corpus"
-    return [(folder / f"{name}.squashfs").read_bytes() for name in ("plain", "gzip", "zstd", "lz4", "xz")]
+    seeds = [(folder / f"{name}.squashfs").read_bytes() for name in ("plain", "gzip", "zstd", "lz4", "xz")]
+    indexed = tmp_path_factory.mktemp("seed") / "indexed"
+    indexed.write_bytes(seeds[1])
+    append_index(str(indexed))
+    return [*seeds, indexed.read_bytes()]
 
 
 @contextmanager
@@ -218,7 +223,7 @@ def test_lies_copies_and_cuts(images: list[bytes]) -> None:
 
 
 def test_every_truncation_is_noticed_at_open(images: list[bytes]) -> None:
-    for data in images:
+    for data in images[:-1]:  # an index that is cut off is no damage of the file system
         for size in (0, 1, 95, 96, 1000, len(data) // 2, len(data) - 1):
             with pytest.raises(DamagedError) as caught:
                 image_of(data[:size])

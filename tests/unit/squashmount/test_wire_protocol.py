@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from squash_images import mksquash, noise
+from squash_images import image_of, mksquash, noise
 
 from squashmount.errors import DamagedError
 from squashmount.server import wire
@@ -291,6 +291,7 @@ def test_every_malformed_request_is_answered(kernel: Kernel) -> None:
 class Strange:
     """A tree with one exabyte file (node 2), one that fails in every way, and a slow one (node 9)."""
 
+    image = image_of((Path(__file__).parent / "corpus/plain.squashfs").read_bytes())  # without a listing index
     has_xattrs = False
     uids = gids = Shown(lambda inside: inside)
     SIZE = 2**63 - 1
