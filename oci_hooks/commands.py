@@ -13,7 +13,7 @@ from squashmount.errors import EXIT_FINDINGS, ImageNotFoundError, ToolError, Usa
 from squashmount.images import open_image
 from squashmount.process import run
 
-from . import catalogue, hook, install, log, plan, unpacked
+from . import catalogue, hook, install, log, plan, podman_modules, unpacked
 from .labels import additional_stores
 from .planners import run_here, run_nothing, trusting
 from .planning import Image, Site, make_plan
@@ -43,11 +43,11 @@ def add_commands(commands: Any, add: Add) -> None:
     made = add(commands, "log", "show what the hook did for a container, and why", _log)
     made.add_argument("container", metavar="CONTAINER", help="name or ID")
 
-    made = add(commands, "install", "write the file that makes Podman run the hook", _install)
+    made = add(commands, "install", "write what makes Podman run the hook, and its `podman --module NAME`", _install)
     _add_place(made)
     made.add_argument("--program", default="", metavar="PATH", help="the installed squashmount-hook")
     made.add_argument("--policy", default="", metavar="FILE", help="instead of /etc/squashmount/hooks.toml")
-    _add_place(add(commands, "remove", "remove that file", _remove))
+    _add_place(add(commands, "remove", "remove what install wrote", _remove))
 
 
 def _add_common(made: Any) -> None:
@@ -192,6 +192,8 @@ def _list(args: argparse.Namespace) -> int:
     environ = dict(os.environ)
     known = catalogue.read(environ, policy_file=args.policy)
     found = install.installed([install.user_dir(environ)] if environ.get("HOME") else [])
+    own = podman_modules.user_dir(install.user_dir(environ)) if environ.get("HOME") else ""
+    podman = {place: podman_modules.installed(place) for place in (podman_modules.SITE_DIR, own) if place}
     modules = [
         {"name": one.name, "file": one.origin, "help": one.help, "when": one.when._asdict()}
         for one in sorted(known.modules.values())
@@ -199,7 +201,7 @@ def _list(args: argparse.Namespace) -> int:
     ]
     if args.json:
         hooks = [{"file": each.path, "program": each.program, "trouble": each.trouble} for each in found]
-        _say(json.dumps({"modules": modules, "installed": hooks}, indent=2))
+        _say(json.dumps({"modules": modules, "installed": hooks, "podman_modules": podman}, indent=2))
         return 0
     for one in sorted(known.modules.values()):
         if one.name in known.policy.off:
@@ -211,6 +213,9 @@ def _list(args: argparse.Namespace) -> int:
         _say(f"{'':16} on: {when or ', '.join([f'squashmount.{one.name}=on', *waits])}")
     for each in found:
         _say(f"installed: {each.path}" + (f": {each.trouble}" if each.trouble else ""))
+    for place, names in podman.items():
+        if names:
+            _say(f"podman --module: {' '.join(names)} ({place})")
     if not found:
         _say("The hook is not installed: squashmount-hooks install")
     return 0
@@ -234,17 +239,37 @@ def _directory(args: argparse.Namespace) -> str:
 def _install(args: argparse.Namespace) -> int:
     policy_file = os.path.abspath(args.policy) if args.policy else ""
     # what is wrong with the modules is said now, not at the first container
-    catalogue.read(dict(os.environ), policy_file=policy_file)
-    directory = _directory(args)
-    _say(f"written: {install.install(directory, os.path.abspath(args.program or hook.program()), policy_file)}")
+    known = catalogue.read(dict(os.environ), policy_file=policy_file)
+    directory, program = _directory(args), os.path.abspath(args.program or hook.program())
+    _say(f"written: {install.install(directory, program, policy_file)}")
+    modules = _modules_directory(args)
+    if modules:
+        runtime = os.path.join(os.path.dirname(program), podman_modules.RUNTIME)
+        hooks_dirs = [] if args.site else [install.SITE_DIR, directory]
+        wanted = podman_modules.texts(known.modules, known.policy, runtime=runtime, hooks_dirs=hooks_dirs)
+        others = podman_modules.install(modules, wanted)
+        _say(f"written: {modules}: {' '.join(sorted(wanted))} (podman --module NAME run ...)")
+        for path in others:
+            _say(f"left as it is: {path}, which is not ours")
     advice = install.advice(directory)
     if advice:
         _say(advice)
     return 0
 
 
+def _modules_directory(args: argparse.Namespace) -> str:
+    """Return where `podman --module` finds what belongs to this place; "" for a directory of the caller's own."""
+    if args.site:
+        return podman_modules.SITE_DIR
+    return "" if args.dir else podman_modules.user_dir(install.user_dir(dict(os.environ)))
+
+
 def _remove(args: argparse.Namespace) -> int:
     directory = _directory(args)
     removed = install.remove(directory)
     _say(f"removed: {removed}" if removed else f"The hook was not installed in {directory}.")
+    modules = _modules_directory(args)
+    names = podman_modules.remove(modules) if modules else []
+    if names:
+        _say(f"removed: {modules}: {' '.join(names)}")
     return 0

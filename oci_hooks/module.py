@@ -78,7 +78,7 @@ class EnvRules(NamedTuple):
 
 
 class Module(NamedTuple):
-    """One module; `origin` is the file it comes from."""
+    """One module; `origin` is the file it comes from, `podman` is for `podman_modules` and nothing to the hook."""
 
     name: str
     origin: str = ""
@@ -95,6 +95,7 @@ class Module(NamedTuple):
     hooks: tuple[HookRule, ...] = ()
     ldconfig: bool = False
     allow_env: tuple[str, ...] = ()
+    podman: dict[str, Any] = {}  # noqa: RUF012 - a NamedTuple's default, never changed
 
 
 _RULES: dict[str, Any] = {

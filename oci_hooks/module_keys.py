@@ -23,6 +23,8 @@ MOUNT_OPTIONS = (
 STAGES = ("prestart", "createRuntime", "createContainer", "poststart", "poststop")
 """Without startContainer: it runs inside the container, where a path of the host does not exist."""
 
+NAMESPACES = ("netns", "ipcns", "pidns", "utsns", "cgroupns")
+
 _OPTIONAL = Key("boolean", "true: what is missing on the host is passed over; false: the container does not start")
 _VARIABLES = Key("strings", "names of variables", pattern=_VARIABLE)
 
@@ -109,6 +111,15 @@ KEYS: Mapping[str, Key] = {
     ),
     "ldconfig": Key("boolean", "true: the container's ld.so.cache is made anew"),
     "allow_env": Key("strings", "variables of the host job that $NAME in this file may name", pattern=_VARIABLE),
+    "podman": Key(
+        "table",
+        "what only Podman can do, for the files of `podman --module NAME` (containers.conf(5))",
+        keys={
+            **{key: Key("string", "as in containers.conf", pattern="[a-z]+") for key in NAMESPACES},
+            "userns": Key("string", "as in containers.conf", pattern="[a-z][a-z0-9:=,-]*"),
+            "pmi2_socket": Key("boolean", "true: squashmount-runtime, which leaves the socket of Slurm's PMI2 open"),
+        },
+    ),
 }
 
 

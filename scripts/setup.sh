@@ -19,6 +19,10 @@ needed_to_test="squashfuse_ll:squashfuse:squashfuse debootstrap:debootstrap:debo
   /usr/lib/*/libibverbs/libmlx5-rdmav*.so:ibverbs-providers:libibverbs /usr/lib/*/librdmacm.so.1:librdmacm1:librdmacm"
 # the MPI of the host in test_mpi_swap.py, which is for Debian 12; Debian 13's brings 400 MiB of GPU compilers
 needed_to_swap="/usr/lib/*/libmpich.so.12:libmpich12:mpich"
+# the cluster of test_slurm.py, for Debian 12 too: its MPICH is the host's there
+needed_to_slurm="slurmctld:slurmctld:slurm-slurmctld slurmd:slurmd:slurm-slurmd srun:slurm-client:slurm munged:munge:munge
+  /usr/lib/*/slurm-wlm/mpi_pmi2.so:slurm-wlm-basic-plugins:slurm /usr/lib/*/pmix2/lib/libpmix.so:libpmix-dev:pmix-devel
+  ip:iproute2:iproute"
 # podman-hpc's mount program waits with inotifywait
 needed_to_bench="sqfstar:squashfs-tools:squashfs-tools inotifywait:inotify-tools:inotify-tools losetup:mount:util-linux"
 test_extras='[test,lzo,pyfuse3,bench,import]'

@@ -4,6 +4,7 @@ Everything is made once a session inside scripts/lab and disappears with it. `al
 another user with an id range of his own, `solo` has no range (single-id map).
 """
 
+import functools
 import itertools
 import os
 from collections.abc import Callable, Iterator
@@ -11,11 +12,12 @@ from pathlib import Path
 
 import pytest
 from lab import Node, User, build_busybox, build_debian, install_product, make_user, registry, root_user
+from mpi_programs import squash_image
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.needs_fuse, pytest.mark.needs_podman]
 
 # scripts/platform sets it: one test would enter a third platform, the other's host is Debian 12
-_FIRST_PLATFORM_ONLY = ["test_second_platform.py", "test_mpi_swap.py", "test_bench_hooks.py"]
+_FIRST_PLATFORM_ONLY = ["test_second_platform.py", "test_mpi_swap.py", "test_bench_hooks.py", "test_slurm.py"]
 collect_ignore = _FIRST_PLATFORM_ONLY if "SQUASHMOUNT_PLATFORM" in os.environ else []
 
 
@@ -113,6 +115,12 @@ def debian(login: Node, store: Path, registry_address: str) -> str:
     login.podman("pull", "--tls-verify=false", name, timeout=300).ok()
     login.migrate("mig", name, str(store), timeout=300).ok()
     return name
+
+
+@pytest.fixture(scope="session")
+def mpi_image(login: Node, store: Path) -> Callable[[str], str]:
+    """Squash an image with MPI of a Debian release into the store and return its name; once each."""
+    return functools.cache(functools.partial(squash_image, login, store))
 
 
 @pytest.fixture(scope="session")

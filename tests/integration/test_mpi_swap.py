@@ -1,54 +1,24 @@
 """The host's real MPICH in real containers of other releases: what changes, what is refused, and why.
 
-Host: Debian 12 (MPICH 4.0.2, glibc 2.36). Images: bullseye (MPICH 3.4.1, glibc 2.31) and trixie (MPICH 4.2.1, 2.41).
+Host: Debian 12 (MPICH 4.0.2, glibc 2.36). Images: mpi_programs.
 """
 
 import json
 import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from lab import Done, Node, User, debian_tar, run
+from lab import Done, Node, User, run
+from mpi_programs import NEEDS_MPICH, build_program
 
-HOST = Path("/usr/lib/x86_64-linux-gnu/libmpich.so.12")
 pytestmark = [
     pytest.mark.needs_root,
     pytest.mark.needs_fuse,
     pytest.mark.needs_podman,
-    pytest.mark.skipif(not (HOST.exists() and b"4.0.2" in HOST.read_bytes()), reason="needs Debian 12's libmpich12"),
+    NEEDS_MPICH,
 ]
 
-PROGRAM = r"""
-// the MPICH ABI's constants: no headers needed
-#include <stdio.h>
-int MPI_Init(int *, char ***), MPI_Finalize(void), MPI_Comm_rank(int, int *), MPI_Comm_size(int, int *);
-int MPI_Send(const void *, int, int, int, int, int), MPI_Recv(void *, int, int, int, int, int, void *);
-int MPI_Get_library_version(char *, int *);
-enum { WORLD = 0x44000000, INT = 0x4c000405 };
-int main(int argc, char **argv)
-{
-    char version[8192], number[32] = "";
-    int rank, size, length, token = 0;
-    MPI_Init(&argc, &argv);
-    MPI_Comm_rank(WORLD, &rank);
-    MPI_Comm_size(WORLD, &size);
-    MPI_Get_library_version(version, &length);
-    sscanf(version, "MPICH Version: %31s", number);
-    for (int round = 0; size > 1 && round < 1000; round++) {
-        if (rank)
-            MPI_Recv(&token, 1, INT, rank - 1, 0, WORLD, (void *)1);
-        token++;
-        MPI_Send(&token, 1, INT, (rank + 1) % size, 0, WORLD);
-        if (!rank)
-            MPI_Recv(&token, 1, INT, size - 1, 0, WORLD, (void *)1);
-    }
-    if (!rank)
-        printf("%d ranks, token %d: MPICH %s\n", size, token, number);
-    MPI_Finalize();
-}
-"""
 MODULES = {
     "mpich": 'planner = "mpich"\n[when]\nannotation = ["squashmount.mpi=auto", "squashmount.mpi=mpich"]\n',
     "glibc": 'planner = "glibc"\n',
@@ -63,22 +33,14 @@ def top(lab: Path) -> Iterator[Path]:
     (path / "modules").mkdir(parents=True)
     for name, text in MODULES.items():
         (path / "modules" / f"{name}.toml").write_text(text)
-    (path / "ring.c").write_text(PROGRAM)
-    subprocess.run(["gcc", "-o", path / "ring", path / "ring.c", HOST], check=True, timeout=60)
+    build_program(path)
     yield path
     shutil.rmtree(path)
 
 
 @pytest.fixture(scope="module")
-def images(login: Node, store: Path) -> dict[str, str]:
-    """Squash both images into the store; trixie has MPICH's starter and Open MPI, too."""
-    names = {}
-    for release, include in (("bullseye", "libmpich12"), ("trixie", "libmpich12,mpich,libopenmpi40")):
-        names[release] = f"localhost/mpich/{release}:1"
-        login.podman("import", str(debian_tar(release, include)), names[release], timeout=300).ok()
-        login.migrate("mig", names[release], str(store), timeout=300).ok()
-        login.podman("rmi", "--force", names[release]).ok()
-    return names
+def images(mpi_image: Callable[[str], str]) -> dict[str, str]:
+    return {release: mpi_image(release) for release in ("bullseye", "trixie")}
 
 
 class Site:
@@ -116,7 +78,7 @@ def test_the_hosts_mpi_in_a_newer_image(site: Site, images: dict[str, str]) -> N
     image = images["trixie"]
     assert site.ring(image).ok() == "1 ranks, token 0: MPICH 4.2.1"
     assert site.ring(image, *SWAP).ok() == "1 ranks, token 0: MPICH 4.0.2"
-    assert site.ring(image, *SWAP, ranks=2).ok() == "2 ranks, token 2000: MPICH 4.0.2"
+    assert site.ring(image, *SWAP, ranks=2).ok() == "2 ranks, token 200: MPICH 4.0.2"
     plan = site.plan(image, *SWAP)
     assert "downgrade: the host's ABI version 12.2.2 is older than 12.4.1" in " ".join(plan["warnings"])
     assert not plan["errors"]

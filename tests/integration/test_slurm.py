@@ -1,0 +1,107 @@
+"""Squashed images under a real Slurm of two nodes: plain steps, MPI by PMI2 and PMIx, and nothing left behind."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from lab import User, wait_for
+from mpi_programs import NEEDS_MPICH, build_open_mpi_program, build_program
+from slurm_lab import NEEDS_SLURM, Cluster
+
+pytestmark = [pytest.mark.needs_root, pytest.mark.needs_fuse, pytest.mark.needs_podman, NEEDS_SLURM, NEEDS_MPICH]
+
+TASKS = ("-N2", "-n4", "--ntasks-per-node=2", "--label")
+# what `podman --module mpi` says where Podman has modules (4.7 and newer; here it is 4.3)
+SHARED = ("--network=host", "--ipc=host", "--pid=host")
+MPI = ("--annotation", "squashmount.mpi=auto")
+
+
+@pytest.fixture(scope="module")
+def cluster(lab: Path, product: Path, store: Path) -> Iterator[Cluster]:
+    made = Cluster(lab, product, store)
+    try:
+        made.start()
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays(cluster: Cluster, alice: User) -> Iterator[None]:
+    yield
+    for name in ("n1", "n2"):
+        wait_for(lambda name=name: not cluster.left(name, alice), f"nothing is left on {name}", seconds=15)
+
+
+@pytest.fixture(scope="module")
+def image(mpi_image: Callable[[str], str]) -> str:
+    return mpi_image("trixie")
+
+
+@pytest.fixture(scope="module")
+def programs(lab: Path) -> Path:
+    """The directory of both programs, mounted on /mpi."""
+    path = lab / "slurm-programs"
+    path.mkdir()
+    build_program(path)
+    build_open_mpi_program(path)
+    return path
+
+
+def ranks(mpi: str) -> list[str]:
+    """What four ranks say that found each other, two on each node."""
+    nodes = ("n1", "n1", "n2", "n2")
+    return [f"0: 4 ranks, token 400: {mpi}", *(f"{rank}: rank {rank} on {nodes[rank]}: {mpi}" for rank in range(4))]
+
+
+def test_a_step_on_two_nodes_and_its_end(cluster: Cluster, alice: User, image: str) -> None:
+    done = cluster.srun(alice, *TASKS, "podman", "run", "--rm", "--network=host", image, "cat", "/etc/hostname")
+    assert sorted(done.ok().splitlines()) == ["0: n1", "1: n1", "2: n2", "3: n2"]
+
+
+def test_the_tasks_of_a_step_share_a_server_until_scancel(cluster: Cluster, alice: User, image: str) -> None:
+    step = f"srun podman run --rm --network=host {image} sleep 60"
+    job = cluster.on("ctl", "sbatch", "--parsable", *TASKS[:3], "--output=/dev/null", f"--wrap={step}", user=alice).ok()
+
+    def running(name: str, program: str) -> int:
+        return sum(line.startswith(program) for line in cluster.processes(name))
+
+    for name in ("n1", "n2"):
+        wait_for(lambda name=name: running(name, "sleep 60") == 2, f"two containers run on {name}")
+        assert running(name, cluster.program("python3")) == 2, "one server: a supervisor and its worker"
+    cluster.on("ctl", "scancel", job, user=alice).ok()
+
+
+def test_the_hosts_mpich_by_pmi2(cluster: Cluster, alice: User, image: str, programs: Path) -> None:
+    podman = ("podman", "--runtime", cluster.program("squashmount-runtime"), "run", "--rm", "-v", f"{programs}:/mpi:ro")
+    own = cluster.srun(alice, "--mpi=pmi2", "-n1", *podman, image, "/mpi/ring")
+    assert own.ok() == "1 ranks, token 0: MPICH 4.2.1"
+    command = (*podman, *SHARED, *MPI, image, "/mpi/ring", "more")
+    swapped = cluster.srun(alice, "--mpi=pmi2", *TASKS, *command, MPIR_CVAR_ENABLE_HEAVY_YIELD="1")
+    said = swapped.ok().splitlines()
+    assert set(said) >= set(ranks("MPICH 4.0.2"))
+    assert len([line for line in said if line.startswith("0: latency to rank ")]) == 3
+
+
+def test_open_mpi_of_the_image_by_pmix(cluster: Cluster, alice: User, image: str, programs: Path) -> None:
+    podman = ("podman", "run", "--rm", "-v", f"{programs}:/mpi:ro", "--userns=keep-id", *SHARED)
+    module = ("--annotation", "squashmount.mpi=openmpi-pmix")
+    command = (*podman, *module, image, "/mpi/ring-open-mpi", "more")
+    done = cluster.srun(alice, "--mpi=pmix", *TASKS, *command, OMPI_MCA_mpi_yield_when_idle="1")
+    said = done.ok().splitlines()
+    assert set(said) >= set(ranks("Open MPI 5.0.7"))
+    assert len([line for line in said if line.startswith("0: latency to rank ")]) == 3
+
+
+def test_slurms_commands_inside(cluster: Cluster, alice: User, image: str) -> None:
+    podman = (
+        "podman",
+        "run",
+        "--rm",
+        "--network=host",
+        "--userns=keep-id",
+        "--annotation",
+        "squashmount.slurm-client=on",
+    )
+    queue = ("squeue", "--noheader", "--format=%u %N %T")
+    assert cluster.srun(alice, "-N1", "--nodelist=n2", *podman, image, *queue).ok() == "alice n2 RUNNING"
