@@ -12,7 +12,7 @@ from os.path import dirname, join
 
 from .elf import Symbols
 from .libraries import Libraries, Library, is_glibc, split_name
-from .plan import Mount
+from .plan import PRIVATE, Mount
 from .preflight import (
     Finding,
     Findings,
@@ -25,8 +25,6 @@ from .preflight import (
     symbols_of,
 )
 from .verbs import DRIVERS, IBVERBS, read_node, unfit
-
-PRIVATE = "/run/squashmount/lib"
 
 _FABRIC = re.compile(
     r"lib(fabric|uc[pstm]|psm2|psm_infinipath|cxi|pmi2?|pals|pmix|xpmem|gdrapi|mpi_gtl_\w+|portals|lustreapi|slurm_pmi)"
@@ -84,7 +82,9 @@ class Dependencies:
     def place(self) -> Placed:
         """Choose for everything that is needed, check it, and say where it goes."""
         closure = self.host.closure(self._roots)
-        self.found.hard += check_missing(closure.missing)
+        self.found.hard += check_missing(
+            (name, user) for name, user in closure.missing if not self._only_the_image_has(name, user)
+        )
         self._choose({library.name: library for library in self.extra}, self._roots)
         self._choose(closure.libraries, self._roots)
         plugins = self._plugins()
@@ -120,6 +120,14 @@ class Dependencies:
                 self._chosen[name] = library
             else:
                 self._own[name] = own
+
+    def _only_the_image_has(self, name: str, user: Library) -> bool:
+        own = self.image.find(name, wanted_by=user)
+        if own is None or self.image.closure([own]).missing:
+            return False
+        self._own[name] = own
+        self.found.reasons.append(f"{own.path} is the image's: the host has no {name}, which {user.path} needs.")
+        return True
 
     def _image_has(self, name: str, library: Library) -> Library | None:
         """Return what programs of the image get for a name: by the run paths of what is replaced, and the loader's."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from .dependencies import Dependencies, Placed
 from .elf import Symbols
+from .gtl import layers, preloaded
 from .host_libraries import host_glibc as glibc_is_injected
 from .host_libraries import host_libraries
 from .libraries import Libraries, Library, split_name
@@ -111,16 +112,25 @@ def plan_mpich(question: "Question") -> Contribution:
         return Contribution(missing=rules.missing)
     common = agreed(question, host)
     host.preferred = common.libraries
+    mpi = host_mpi(question, host)
+    gpu = layers(question, image, host, mpi)
     part = plan_mpi(
         image,
         host,
-        host_mpi(question, host),
+        mpi,
         mismatch=question.policy.mpi_mismatch,
         required=question.annotations.get("squashmount.mpi") == "mpich",
         host_glibc=glibc_is_injected(question),
-        extra=common.instead(newest(rules.others)),
+        extra=common.instead(newest((*rules.others, *gpu))),
     )
-    return part._replace(reasons=(*part.reasons, *common.reasons(mount.source for mount in part.mounts)))
+    if not part.mounts:
+        return part
+    more = preloaded(question, gpu, mpi)
+    return part._replace(
+        env_prepend={**part.env_prepend, **more.env_prepend},
+        reasons=(*part.reasons, *more.reasons, *common.reasons(mount.source for mount in part.mounts)),
+        rejected=(*part.rejected, *more.rejected),
+    )
 
 
 def host_mpi(question: "Question", host: Libraries) -> list[Library]:

@@ -8,6 +8,9 @@ from squashmount.lean import Any, NamedTuple
 Map = dict[str, str]
 _NOTHING: Map = {}
 
+PRIVATE = "/run/squashmount/lib"
+"""Where libraries of the host go that take no place of the image's, before those in LD_LIBRARY_PATH."""
+
 ANNOTATION = "squashmount.plan"
 """Under this annotation a container carries the hash of the plan that was applied to it."""
 

@@ -5,7 +5,7 @@ import os
 from squashmount.lean import TYPE_CHECKING, Callable, Iterable, NamedTuple, TypeVar, partial
 
 from .module import CopyRule, DeviceRule, HookRule, Module, MountRule
-from .plan import Contribution, Copy, Device, Hook, Mount, Plan
+from .plan import PRIVATE, Contribution, Copy, Device, Hook, Mount, Plan
 from .planners import Question, planner, run_nothing, trusting
 from .policy import Policy
 from .selection import Selection, passed_variables, select
@@ -316,7 +316,7 @@ def _merged(chosen: Selection, parts: list[tuple[str, Contribution]], policy: Po
         copies=_unique(part.copies for _, part in parts),
         devices=_unique(part.devices for _, part in parts),
         env_set={**env, **passed, **env},
-        env_prepend=_joined(part.env_prepend for _, part in parts),
+        env_prepend=_joined(sorted((part.env_prepend for _, part in parts), key=_is_private)),
         env_append=_joined(part.env_append for _, part in parts),
         env_unset=_unique(part.env_unset for _, part in parts),
         hooks=_unique(part.hooks for _, part in parts),
@@ -360,6 +360,11 @@ def _set_once(parts: list[tuple[str, Contribution]], errors: list[str]) -> dict[
             if values.setdefault(key, value) != value:
                 errors.append(f"{name}: {key} is set to {value!r}, and to {values[key]!r} by another module")
     return values
+
+
+def _is_private(table: dict[str, str]) -> bool:
+    # what an MPI needs of the driver is there as well, and must not hide the image's newer compat libraries
+    return table.get("LD_LIBRARY_PATH") == PRIVATE
 
 
 def _joined(tables: Iterable[dict[str, str]]) -> dict[str, str]:

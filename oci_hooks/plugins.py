@@ -4,9 +4,8 @@ import re
 from collections.abc import Iterable, Sequence
 from os.path import basename, dirname, join
 
-from .dependencies import PRIVATE
 from .libraries import Libraries, Library
-from .plan import Mount
+from .plan import PRIVATE, Mount
 
 _LIBFABRIC = "libfabric.so.1"
 _PROVIDERS = join(PRIVATE, "libfabric")
