@@ -17,6 +17,7 @@ from .selection import Selection, passed_variables, select
 
 if TYPE_CHECKING:
     from .plan import Plan
+    from .policy import Policy
     from .tree import DirectoryTree
 
 PROGRAM = "squashmount-hook"
@@ -37,10 +38,10 @@ def main(argv: list[str] | None = None) -> int:
 
             renew(sys.stdin.buffer.read(), arguments[1:])
             return 0
-        if arguments[:1] in (["slurm-sync"], ["timestamp"]):
+        if arguments[:1] in (["slurm-sync"], ["timestamp"], ["ssh"]):
             return _later(arguments)
         raise UsageError(
-            "Expected: squashmount-hook apply [--policy FILE] | ldconfig [/DIR…] | slurm-sync | timestamp."
+            "Expected: squashmount-hook apply [--policy FILE] | ldconfig [/DIR…] | slurm-sync | timestamp | ssh."
         )
     except SquashmountError as err:
         return report(err, program=PROGRAM)
@@ -56,6 +57,10 @@ def _later(arguments: list[str]) -> int:
             from .timestamp import lines  # noqa: PLC0415 - only this one is needed
 
             log.write(place, container, lines(arguments[1:]))
+        elif arguments[0] == "ssh":
+            from .ssh_place import place_files  # noqa: PLC0415 - the same
+
+            place_files(arguments[1:], state)
         else:
             from .slurm_sync import wait  # noqa: PLC0415 - the same
 
@@ -144,14 +149,31 @@ class _Run:
             lines = [f"done: {line}" for line in plan.reasons] + [f"not done: {line}" for line in plan.rejected]
             lines += [f"warning: {line}" for line in plan.warnings]
             if not errors:
-                apply.copy_files(plan, root, apply.root_owner(config))
                 job = {**self._environ, log.STATE: self._state, log.PODMAN: _identity(os.getppid())}
+                lines += self._ssh(config, plan, known.policy, root, job) if plan.ssh else []
+                apply.copy_files(plan, root, apply.root_owner(config))
                 digest = apply.edit(config, plan, rootless=in_user_namespace(), program=program(), job=job)
                 lines.append(f"plan {digest} ({how})")
             log.write(self._state, self._container, lines)
             if errors:
                 raise refusal(errors)
         return config
+
+    def _ssh(
+        self, config: dict[str, Any], plan: "Plan", policy: "Policy", root: "DirectoryTree", job: dict[str, str]
+    ) -> list[str]:
+        """Give the container an sshd; returns lines for the log. SquashmountError when it cannot have one."""
+        from . import ssh_start  # noqa: PLC0415 - only for this module
+
+        start = ssh_start.Start(config, plan.ssh, self._container)
+        try:
+            said = ssh_start.prepare(start, root, policy, self._environ, self._state)
+        except SquashmountError as err:
+            if policy.missing_required == "error":
+                raise
+            return [f"warning: ssh: {line.strip()}" for line in str(err).splitlines()]
+        ssh_start.edit(start, program(), job)
+        return said
 
     def _plan(
         self, config: dict[str, Any], known: catalogue.Catalogue, selection: Selection, root: "DirectoryTree"

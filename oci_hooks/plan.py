@@ -59,7 +59,8 @@ class Contribution(NamedTuple):
 
     `reasons` say why, `rejected` what was considered and not done (both for people, whole sentences). `missing` is what
     a required injection lacks on the host (stops the container unless the policy says warn), `errors` always stop it,
-    `warnings` never do. `env_passed` are variables of the job, which give way to what is set.
+    `warnings` never do. `env_passed` are variables of the job, which give way to what is set. `ssh` is what
+    `ssh_start` must know to give the container an sshd; {} for none.
     """
 
     mounts: tuple[Mount, ...] = ()
@@ -77,6 +78,7 @@ class Contribution(NamedTuple):
     hooks: tuple[Hook, ...] = ()
     ldconfig: bool = False
     env_passed: Map = _NOTHING
+    ssh: Map = _NOTHING
 
 
 class Plan(NamedTuple):
@@ -102,6 +104,7 @@ class Plan(NamedTuple):
     missing: tuple[str, ...] = ()
     errors: tuple[str, ...] = ()
     passed: tuple[str, ...] = ()
+    ssh: Map = _NOTHING
 
     @property
     def empty(self) -> bool:

@@ -65,6 +65,7 @@ PLANNERS: dict[str, str] = {
     "nvidia": "nvidia:plan_nvidia",
     "rdma": "rdma:plan_rdma",
     "slurm-sync": "slurm_sync:plan_slurm_sync",
+    "ssh": "ssh:plan_ssh",
     "timestamp": "timestamp:plan_timestamp",
 }
 """Name of the planner -> "module:function" in this folder, for example "mpich": "mpi:plan_mpich"."""

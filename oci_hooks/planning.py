@@ -331,6 +331,7 @@ def _merged(chosen: Selection, parts: list[tuple[str, Contribution]], policy: Po
         missing=missing,
         errors=tuple(errors),
         passed=tuple(name for name in passed if name not in env),
+        ssh=_set_once([(name, part._replace(env_set=part.ssh)) for name, part in parts], errors),
     )
 
 

@@ -12,6 +12,8 @@ Keys (TOML, top level)::
     mpi_mismatch = "error"                     # error | warn: the host's MPI is older than the container's
     trusted_owners = []                        # uids besides root whose files may be injected
     group_writable = false                     # files and directories that their group can write are trusted
+    ssh_directory = "$HOME/.local/state/squashmount/ssh"  # keys of jobs: shared by the nodes, the user's own
+    ssh_ports = [20000, 31999]                 # first and last port of sshd in containers
 """
 
 import os
@@ -43,6 +45,8 @@ class Policy(NamedTuple):
     mpi_mismatch: str = "error"
     trusted_owners: tuple[int, ...] = ()
     group_writable: bool = False
+    ssh_directory: str = "$HOME/.local/state/squashmount/ssh"
+    ssh_ports: tuple[int, ...] = (20000, 31999)
 
     def forbids(self, target: str) -> str:
         """Return the forbidden path a destination touches, which must be resolved; "" when it may be used.

@@ -19,4 +19,6 @@ KEYS: Mapping[str, Key] = {
     "mpi_mismatch": _HARSHNESS,
     "trusted_owners": Key("integers", "uids besides root whose files may be injected"),
     "group_writable": Key("boolean", "whether what a group can write is trusted"),
+    "ssh_directory": Key("string", "an absolute path, $NAME for a variable of the job", pattern=r"[/$].*"),
+    "ssh_ports": Key("integers", "the first and the last port, for example [20000, 31999]"),
 }

@@ -16,7 +16,8 @@ needed_to_test="squashfuse_ll:squashfuse:squashfuse debootstrap:debootstrap:debo
   make:make:make dpkg-source:dpkg-dev:dpkg-dev /usr/include/zlib.h:zlib1g-dev:zlib-devel /usr/include/lzma.h:liblzma-dev:xz-devel
   /usr/include/lz4.h:liblz4-dev:lz4-devel /usr/include/zstd.h:libzstd-dev:libzstd-devel
   pgrep:procps:procps-ng runc:runc:runc
-  /usr/lib/*/libibverbs/libmlx5-rdmav*.so:ibverbs-providers:libibverbs /usr/lib/*/librdmacm.so.1:librdmacm1:librdmacm"
+  /usr/lib/*/libibverbs/libmlx5-rdmav*.so:ibverbs-providers:libibverbs /usr/lib/*/librdmacm.so.1:librdmacm1:librdmacm
+  sshd:openssh-server:openssh-server ssh:openssh-client:openssh-clients ip:iproute2:iproute"
 # the MPI of the host in test_mpi_swap.py, which is for Debian 12; Debian 13's brings 400 MiB of GPU compilers
 needed_to_swap="/usr/lib/*/libmpich.so.12:libmpich12:mpich"
 # the cluster of test_slurm.py, for Debian 12 too: its MPICH is the host's there

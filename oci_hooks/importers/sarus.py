@@ -18,7 +18,7 @@ _STAGES = ("prestart", "createRuntime", "createContainer", "poststart", "poststo
 _PROVIDERS = "<FI_PROVIDER_PATH>"
 _PLAIN = re.compile(r"\^?((?:[\w/:@ -]|\\?\.)+)\$?")
 _NO_MODULE = {
-    "ssh_hook": "its keys and its server belong to Sarus",
+    "ssh_hook": "its keys and its server belong to Sarus; the module ssh does the same",
     "glibc_hook": "it reads Sarus' own state; libraries are chosen by looking at the image, not from a list",
 }
 # a module of ours that does the same

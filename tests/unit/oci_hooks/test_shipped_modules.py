@@ -128,6 +128,17 @@ def test_gpu_of_whatever_vendor(planned: Planning) -> None:
     assert "no NVIDIA GPU" in planned(gpu="nvidia").errors[0]
 
 
+def test_ssh(planned: Planning, host: Path, tmp_path: Path) -> None:
+    shell = tmp_path / "image/bin/sh"
+    shell.parent.mkdir()
+    shell.touch()
+    assert "no sshd (package openssh-server)" in planned(ssh="on").errors[0]
+    needed = library(host / "usr/lib64/libmade.so.1")
+    for name in ("usr/sbin/sshd", "usr/bin/ssh", "usr/bin/env", "usr/libexec/openssh/sshd-session"):
+        library(host / name, needs=[needed])
+    assert "the loader of the host's sshd was not found" in planned(ssh="on").errors[0]
+
+
 def test_slurm_client(planned: Planning, host: Path) -> None:
     library(host / "usr/lib64/libmunge.so.2")
     plan = planned({"SLURM_JOB_ID": "42"}, slurm_client="on")
