@@ -189,7 +189,9 @@ def _replaceable(image: Libraries, found: Findings) -> list[MpiCopy]:
         else:
             theirs.append(copy)
     if not copies:
-        found.rejected.append("The image has no MPI library: there is nothing to replace.")
+        found.rejected.append(
+            "The image has no MPI library: there is nothing to replace (what is linked in statically keeps it)."
+        )
     return theirs
 
 

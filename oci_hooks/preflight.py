@@ -68,6 +68,9 @@ def check_versions(host: Libraries, library: Library, provider: Callable[[str], 
     `provider` returns what will be loaded for a name. None: all are there. ld.so's rule: a library without any version
     definitions satisfies every need.
     """
+    for name in library.elf.needed:
+        if is_glibc(name) and provider(name) is None:
+            return Finding(Verdict.MISSING_DEPENDENCY, library.path, f"the image has no {name} (musl?)", (name,))
     for glibc in (True, False):
         lacking: list[str] = []
         where = ""
@@ -76,10 +79,6 @@ def check_versions(host: Libraries, library: Library, provider: Callable[[str], 
                 continue
             found = provider(name)
             if found is None:
-                if glibc:
-                    return Finding(
-                        Verdict.MISSING_DEPENDENCY, library.path, f"the image has no {name} (musl?)", (name,)
-                    )
                 continue
             defined = found.elf.versions_defined
             gone = [version for version in versions if defined and version not in defined]

@@ -77,3 +77,28 @@ def link(path: Path, target: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.symlink_to(target)
     return path
+
+
+def foreign(path: Path, *, bits: int, little: bool, machine: int, soname: str, needs: Sequence[str] = ()) -> Path:
+    """Make by hand what no compiler here makes: a library of any class, byte order and machine, without symbols."""
+    order, word = "<" if little else ">", "Q" if bits == 64 else "I"
+    names = [soname, *needs]
+    table = b"\0" + b"".join(name.encode() + b"\0" for name in names)
+    places = [1 + sum(len(name) + 1 for name in names[:index]) for index in range(len(names))]
+    header, segment = (64, 56) if bits == 64 else (52, 32)
+    strings = header + 2 * segment
+    # DT_SONAME, DT_NEEDED, DT_STRTAB, DT_STRSZ, DT_NULL
+    tags = [(14, places[0]), *((1, place) for place in places[1:]), (5, strings), (10, len(table)), (0, 0)]
+    dynamic = b"".join(struct.pack(f"{order}2{word}", *tag) for tag in tags)
+    start = strings + len(table)
+    ident = b"\x7fELF" + bytes([bits // 32, 1 if little else 2, 1]) + bytes(9)
+    fields = (3, machine, 1, 0, header, 0, 0, header, segment, 2, 0, 0, 0)
+    data = ident + struct.pack(f"{order}HHI3{word}IHHHHHH", *fields)
+    for kind, offset, size in ((1, 0, start + len(dynamic)), (2, start, len(dynamic))):
+        if bits == 64:
+            data += struct.pack(f"{order}IIQQQQQQ", kind, 5, offset, offset, offset, size, size, 8)
+        else:
+            data += struct.pack(f"{order}8I", kind, offset, offset, offset, size, size, 5, 4)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data + table + dynamic)
+    return path

@@ -1,15 +1,17 @@
 """The swap of MPI libraries, planned for trees of real ELF files: every verdict, every layout, and nothing outside."""
 
 import os
+import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from elf_files import AARCH64, library, link, patch_machine
+from elf_files import AARCH64, foreign, library, link, patch_machine
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from squashmount.oci_hooks.elf import read_elf
 from squashmount.oci_hooks.libraries import Libraries
 from squashmount.oci_hooks.module import LibraryRule, Module
 from squashmount.oci_hooks.mpi import is_mpi, plan_mpi
@@ -132,6 +134,122 @@ def test_a_second_machine_in_the_image_does_not_stop_the_first(world: World) -> 
     plan = world.plan()
     assert swaps(plan) == {("/usr/lib/libmpi.so.12.2.2", "/usr/lib/libmpi.so.12.1.10")}
     assert [text for text in plan.rejected if "wrong-machine" in text]
+
+
+KINDS = {
+    "386 32-bit": {"bits": 32, "little": True, "machine": 3},
+    "S390 64-bit big-endian": {"bits": 64, "little": False, "machine": 22},
+    "PPC64 64-bit": {"bits": 64, "little": True, "machine": 21},
+    "PPC64 64-bit big-endian": {"bits": 64, "little": False, "machine": 21},
+    "PPC 32-bit big-endian": {"bits": 32, "little": False, "machine": 20},
+}
+
+
+def of_kind(tree: Path, kind: str, number: str) -> None:
+    for name, needs in (
+        ("libc.so.6", ()),
+        (f"libmpi.so.12.{number}", ("libc.so.6", "libnet.so.1")),
+        ("libnet.so.1", ()),
+    ):
+        soname = "libmpi.so.12" if "mpi" in name else name
+        foreign(tree / LIB / name, soname=soname, needs=needs, **KINDS[kind])  # type: ignore[arg-type]
+    link(tree / LIB / "libmpi.so.12", f"libmpi.so.12.{number}")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_class_and_byte_order(world: World, kind: str) -> None:
+    """Hand-built files: of two of the same kind one replaces the other, and none replaces that of another machine."""
+    of_kind(world.host, kind, "2.2")
+    of_kind(world.image, kind, "1.0")
+    plan = world.plan()
+    assert not plan.missing
+    assert swaps(plan) == {("/usr/lib/libmpi.so.12.2.2", "/usr/lib/libmpi.so.12.1.0")}
+    for name in ("libc.so.6", "libnet.so.1"):
+        library(world.host / LIB / name)
+    library(world.host / LIB / "libmpi.so.12.2.2", soname="libmpi.so.12")
+    plan = world.plan()
+    assert plan.mounts == ()
+    assert plan.missing[0].endswith(f" for {kind}")
+    assert "wrong-machine: is for X86_64 64-bit" in plan.missing[0]
+
+
+def test_musl(world: World) -> None:
+    """Alpine: MPICH linked with musl; the host's C library cannot be put there, either."""
+    world.libc()
+    (world.image / LIB / "libc.so.6").unlink()
+    musl = library(world.image / "lib/ld-musl-x86_64.so.1", soname="libc.musl-x86_64.so.1", defines={"": ["printf"]})
+    link(world.image / "lib/libc.musl-x86_64.so.1", "ld-musl-x86_64.so.1")
+    made = world.image / LIB / "libmpi.so.12.1.10"
+    library(made, soname="libmpi.so.12", defines={"": ["MPI_Init"]}, uses=["printf"], needs=[musl])
+    link(world.image / LIB / "libmpi.so.12", made.name)
+    world.mpi(world.host)
+    for injected in (False, True):
+        plan = world.plan(host_glibc=injected)
+        assert plan.mounts == ()
+        assert "the image has no libc.so.6 (musl?)" in plan.missing[0]
+    # also when no symbol version says that glibc is needed
+    library(world.host / LIB / "libc.so.6", defines={"": ["printf"]})
+    library(world.host / LIB / "libmpi.so.12.2.2", soname="libmpi.so.12", needs=[world.host / LIB / "libc.so.6"])
+    assert "the image has no libc.so.6 (musl?)" in world.plan(mismatch="warn").missing[0]
+
+
+@pytest.mark.parametrize("how", ["-static", "-static-pie"])
+def test_a_static_program_keeps_its_mpi(world: World, how: str) -> None:
+    world.libc().mpi(world.host)
+    program = world.image / "usr/bin/solver"
+    program.parent.mkdir(parents=True)
+    source = "void MPI_Init(void) {} void _start(void) { MPI_Init(); for (;;); }"
+    argv = ["gcc", how, "-fPIE", "-nostdlib", "-x", "c", "-", "-o", str(program)]
+    subprocess.run(argv, input=source, text=True, check=True, timeout=60)
+    with program.open("rb") as file:
+        assert (read_elf(file).interpreter, read_elf(file).needed) == ("", ())
+    plan = world.plan()
+    assert (plan.mounts, plan.missing) == ((), ())
+    assert "linked in statically keeps it" in plan.rejected[0]
+    assert "no MPI library" in world.plan(required=True).missing[0]
+
+
+def test_conda_beside_a_cache_that_does_not_know_it(world: World) -> None:
+    """The distribution's ldconfig writes the cache; conda and spack are found by run paths only."""
+    world.libc().mpi(world.host)
+    for folder in (LIB, "opt/conda/lib", "home/user/spack/opt/spack/linux/mpich-4.1/lib"):
+        world.mpi(world.image, "libmpi.so.12.1.10", functions=["MPI_Init"], folder=folder)
+    (world.image / "etc").mkdir()
+    subprocess.run(["/sbin/ldconfig", "-r", str(world.image)], check=True, timeout=60)
+    cache = (world.image / "etc/ld.so.cache").read_bytes()
+    assert b"libmpi.so.12" in cache
+    assert b"conda" not in cache
+    assert {mount.target for mount in world.plan().mounts} == {
+        "/usr/lib/libmpi.so.12.1.10",
+        "/opt/conda/lib/libmpi.so.12.1.10",
+        "/home/user/spack/opt/spack/linux/mpich-4.1/lib/libmpi.so.12.1.10",
+    }
+
+
+@pytest.mark.parametrize(("theirs", "chosen"), [("GLIBCXX_3.4.28", "host"), ("GLIBCXX_3.4.30", "image")])
+def test_the_runtimes_of_the_compilers(world: World, theirs: str, chosen: str) -> None:
+    """Host: its MPI is partly C++ and has a Fortran library of gfortran 8 or newer; the image has an older gfortran."""
+    world.libc()
+    defines = {"GLIBCXX_3.4": ["cxx"], "GLIBCXX_3.4.28": ["cxx_28"], "GLIBCXX_3.4.30": ["cxx_30"]}
+    cxx = library(world.host / LIB / "libstdc++.so.6.0.30", soname="libstdc++.so.6", defines=defines)
+    link(world.host / LIB / "libstdc++.so.6", cxx.name)
+    own = {name: functions for name, functions in defines.items() if name <= theirs}
+    library(
+        world.image / LIB / "libstdc++.so.6", defines={**own, f"{theirs}.1": ["newer"]} if chosen == "image" else own
+    )
+    fortran = library(world.host / LIB / "libgfortran.so.5", defines={"GFORTRAN_8": ["f8"]})
+    library(world.image / LIB / "libgfortran.so.4", defines={"GFORTRAN_7": ["f7"]})
+    ours = world.mpi(world.host, uses=["cxx_30"], needs=[cxx])
+    world.mpi(
+        world.host, "libmpifort.so.12.2.2", functions=["mpi_init_"], uses=["MPI_Init", "f8"], needs=[ours, fortran]
+    )
+    old = world.mpi(world.image, "libmpi.so.12.1.10", functions=["MPI_Init"])
+    world.mpi(world.image, "libmpifort.so.12.1.10", functions=["mpi_init_"], uses=["MPI_Init"], needs=[old])
+    plan = world.plan()
+    assert not plan.missing
+    found = {mount.target for mount in plan.mounts}
+    assert f"{PRIVATE}/libgfortran.so.5" in found, "another SONAME: both may be loaded"
+    assert (f"{PRIVATE}/libstdc++.so.6" in found) is (chosen == "host")
 
 
 def test_what_not_even_the_host_has(world: World) -> None:
@@ -436,7 +554,8 @@ def test_open_mpi_is_left_alone(world: World, name: str) -> None:
 
 def test_an_image_without_mpi(world: World) -> None:
     world.libc().mpi(world.host)
-    assert world.plan() == Contribution(rejected=("The image has no MPI library: there is nothing to replace.",))
+    why = "The image has no MPI library: there is nothing to replace (what is linked in statically keeps it)."
+    assert world.plan() == Contribution(rejected=(why,))
 
 
 def test_a_host_without_fitting_mpi(world: World) -> None:
