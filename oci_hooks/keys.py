@@ -23,12 +23,16 @@ _WORDS = {
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One key: its kind (a word of `_WORDS`), what it is for, what it may say, and for tables the keys inside."""
+    """One key: its kind (a word of `_WORDS`), what it is for, what it may say, and for tables the keys inside.
+
+    `pattern` is for texts, `names` for the names in a map.
+    """
 
     kind: str
     help: str
     choices: tuple[str, ...] = ()
     pattern: str = ""
+    names: str = ""
     required: bool = False
     keys: Mapping[str, "Key"] = field(default_factory=dict)
 
@@ -83,7 +87,9 @@ def _value(value: Any, key: Key, path: str) -> Iterator[Complaint]:
                 yield wrong
         case "map", dict():
             for name, item in value.items():
-                if isinstance(item, str):
+                if key.names and not re.fullmatch(key.names, name):
+                    yield Complaint(f"{path}.{name!r}", "is not the name of a variable", key.help)
+                elif isinstance(item, str):
                     yield from _text(item, key, f"{path}.{name}")
                 else:
                     yield Complaint(f"{path}.{name}", "must be a string", key.help)
@@ -150,12 +156,13 @@ def _schema(key: Key) -> dict[str, Any]:
         text["enum"] = list(key.choices)
     if key.pattern:
         text["pattern"] = f"^(?:{key.pattern})$"
+    named = {"propertyNames": {"pattern": f"^(?:{key.names})$"}} if key.names else {}
     return {
         "string": text,
         "boolean": {"type": "boolean"},
         "strings": {"type": "array", "items": text},
         "integers": {"type": "array", "items": {"type": "integer", "minimum": 0}},
-        "map": {"type": "object", "additionalProperties": text},
+        "map": {"type": "object", "additionalProperties": text, **named},
         "table": _table_schema(key.keys),
         "tables": {"type": "array", "items": _table_schema(key.keys)},
     }[key.kind]

@@ -80,9 +80,9 @@ KEYS: Mapping[str, Key] = {
         "table",
         "environment of the container",
         keys={
-            "set": Key("map", "NAME = value"),
-            "prepend": Key("map", "put before a list with colons, as PATH"),
-            "append": Key("map", "put behind a list with colons"),
+            "set": Key("map", "NAME = value", names=_VARIABLE),
+            "prepend": Key("map", "put before a list with colons, as PATH", names=_VARIABLE),
+            "append": Key("map", "put behind a list with colons", names=_VARIABLE),
             "unset": _VARIABLES,
             "pass": Key(
                 "strings", "names copied from the host job; NAME* for all that begin so", pattern=rf"{_VARIABLE}\*?"

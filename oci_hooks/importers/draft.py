@@ -10,8 +10,9 @@ import tomlkit
 
 from squashmount.errors import UsageError
 
-VARIABLE = re.compile(r"\$(?:\{([A-Za-z_]\w*)\}|([A-Za-z_]\w*))")
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\*?")
+VARIABLE = re.compile(r"\$(?:\{([A-Za-z_]\w*)\}|([A-Za-z_]\w*))", re.ASCII)
+_VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_NAME = re.compile(rf"{_VARIABLE_NAME.pattern}\*?")
 _MODULE_NAME = re.compile(r"[^a-z0-9._-]+")
 _NO_DEVICES = ("/dev/shm", "/dev/mqueue", "/dev/hugepages", "/dev/log", "/dev/pts")  # noqa: S108 - names of mounts
 _FORBIDDEN = ("/proc", "/sys", "/dev", "/etc", "/etc/passwd", "/etc/group", "/etc/shadow", "/run", "/run/secrets")
@@ -134,20 +135,26 @@ class Draft:
             if name not in self.allow_env:
                 self.allow_env.append(name)
 
-    def literal(self, action: str, name: str, value: str) -> bool:
-        """Note set, prepend or append of a value that its peer takes as it is; False when a module would expand it."""
+    def literal(self, action: str, name: str, value: str) -> str:
+        """Note set, prepend or append of a value that its peer takes as it is. Returns as `mount`."""
         if VARIABLE.search(value):
-            return False
-        {"set": self.env_set, "prepend": self.env_prepend, "append": self.env_append}[action][name] = value
-        return True
+            return LITERAL
+        return self._changed(action, name, value)
 
-    def expanded(self, name: str, value: str) -> None:
-        """Note the value a peer gives to a variable after putting in the variables of the host job."""
-        if value in {f"${{{name}}}", f"${name}"}:
-            self.env_pass.append(name)
-        else:
-            self.env_set[name] = value
+    def expanded(self, action: str, name: str, value: str) -> str:
+        """Note the value a peer gives to a variable after putting in the job's variables. Returns as `mount`."""
+        if action == "set" and value in {f"${{{name}}}", f"${name}"} and not self.names(self.env_pass, [name]):
+            return ""
+        why = self._changed(action, name, value)
+        if not why:
             self.allow(value)
+        return why
+
+    def _changed(self, action: str, name: str, value: str) -> str:
+        if not _VARIABLE_NAME.fullmatch(name):
+            return "not the name of a variable"
+        {"set": self.env_set, "prepend": self.env_prepend, "append": self.env_append}[action][name] = value
+        return ""
 
     @property
     def empty(self) -> bool:
@@ -158,7 +165,9 @@ class Draft:
 
     def text(self) -> str:
         """Return the module as TOML."""
-        head = "".join(f"# {line}\n" for line in (self.origin, *self.notes))
+        # no line of a comment may end early, or hold what TOML forbids
+        printable = ("".join(char if char.isprintable() else "?" for char in one) for one in (self.origin, *self.notes))
+        head = "".join(f"# {line}\n" for line in printable)
         when = {"always": self.always or None, "annotation": self.annotations}
         env = {
             "unset": self.env_unset,
@@ -291,11 +300,36 @@ def read(path: str) -> str:
     """Return the text of a file; UsageError when it cannot be read or is no text."""
     try:
         with open(path, encoding="utf-8") as file:
-            return file.read()
+            text = file.read()
     except OSError as err:
         raise UsageError(f"{path} cannot be read.", details=err.strerror or "") from err
     except UnicodeDecodeError as err:
         raise UsageError(f"{path} is not a text file.", details=str(err)) from err
+    return str(all_text(text, path))
+
+
+def all_text(value: Any, path: str) -> Any:
+    """Return what a parser gave; UsageError when a text in it can be in no file: an escape may stand for anything."""
+    todo, seen = [value], {id(value)}
+    while todo:
+        one = todo.pop()
+        if isinstance(one, (dict, list)):
+            inner = [*one, *one.values()] if isinstance(one, dict) else one
+            # YAML's aliases: the same again, or a circle
+            todo += [each for each in inner if isinstance(each, str) or id(each) not in seen]
+            seen |= {id(each) for each in inner}
+        elif isinstance(one, str):
+            _check_text(one, path)
+    return value
+
+
+def _check_text(text: str, path: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as err:
+        raise UsageError(f"{path} holds a text that is none.", details=str(err)) from err
+    if "\0" in text:
+        raise UsageError(f"{path} holds a null byte.", details=f"in {text!r:.200}")
 
 
 def collect(drafts: Iterable[Draft], logs: Iterable[Log]) -> Translated:

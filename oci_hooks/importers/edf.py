@@ -11,7 +11,7 @@ from typing import Any
 
 from squashmount.errors import UsageError
 
-from .draft import Draft, Given, Lines, Log, Translated, collect, module_name, read, stem
+from .draft import Draft, Given, Lines, Log, Translated, all_text, collect, module_name, read, stem
 
 # annotation: the shipped module that does the same
 _HOOKS = {
@@ -33,8 +33,8 @@ def translate(files: Sequence[str]) -> Translated:
 def _file(log: Log) -> Draft:
     text = read(log.file)
     try:
-        given = Given(tomllib.loads(text), log)
-    except tomllib.TOMLDecodeError as err:
+        given = Given(all_text(tomllib.loads(text), log.file), log)
+    except (tomllib.TOMLDecodeError, RecursionError) as err:
         raise UsageError(f"{log.file} is not TOML.", details=str(err)) from err
     lines = Lines(text)
     name = module_name(stem(log.file))
@@ -86,20 +86,20 @@ def _mount(entry: str, line: int, draft: Draft, log: Log) -> None:
 
 
 def _environment(name: str, value: str, line: int, draft: Draft, log: Log) -> None:
+    why = ""
     if not value:
-        if draft.names(draft.env_unset, [name]):
-            log.add(line, f"env {name}", "not the name of a variable")
+        why = "not the name of a variable" if draft.names(draft.env_unset, [name]) else ""
     elif _NOT_SIMPLE.search(value):
         log.add(line, f"env {name} = {value}", "a module knows $NAME and ${NAME} only")
     # ${NAME} is the image's value where it has one
     elif value.startswith(f"${{{name}}}:"):
-        draft.env_append[name] = value.partition(":")[2]
-        draft.allow(draft.env_append[name])
+        why = draft.expanded("append", name, value.partition(":")[2])
     elif value.endswith(f":${{{name}}}"):
-        draft.env_prepend[name] = value.rpartition(":")[0]
-        draft.allow(draft.env_prepend[name])
+        why = draft.expanded("prepend", name, value.rpartition(":")[0])
     else:
-        draft.expanded(name, value)
+        why = draft.expanded("set", name, value)
+    if why:
+        log.add(line, f"env {name} = {value}", why)
 
 
 def _annotation(key: str, value: str, line: int, draft: Draft, log: Log) -> None:

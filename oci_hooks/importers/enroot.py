@@ -74,10 +74,9 @@ def _environ(text: str, draft: Draft, log: Log) -> None:
     for line, entry in _content(text):
         name, equals, value = entry.removeprefix("export ").partition("=")
         value = value.strip().strip("\"'")
-        if not equals:
-            log.add(line, entry, "not NAME=value")
-        else:
-            draft.expanded(name, value)
+        why = draft.expanded("set", name, value) if equals else "not NAME=value"
+        if why:
+            log.add(line, entry, why)
 
 
 def _fstab(text: str, draft: Draft, log: Log) -> None:

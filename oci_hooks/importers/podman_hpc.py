@@ -13,7 +13,7 @@ from typing import Any
 
 from squashmount.errors import ToolError, UsageError
 
-from .draft import LITERAL, Draft, Log, Translated, collect, module_name, read, stem
+from .draft import Draft, Log, Translated, all_text, collect, module_name, read, stem
 
 _KEYS = ("name", "cli_arg", "help", "env", "additional_args", "copy", "bind", "conflicts", "depends_on")
 _LISTS = ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "MANPATH")
@@ -64,7 +64,10 @@ def _module(log: Log) -> Draft:
     option = str(fields["cli_arg"].value) if "cli_arg" in fields else name
     draft.notes.append(f"podman-hpc run --{option} is now: podman run --annotation squashmount.{draft.name}=on")
     if "env" in fields:
-        draft.env_set[str(fields["env"].value)] = "1"
+        switch = str(fields["env"].value)
+        why = draft.literal("set", switch, "1")
+        if why:
+            log.add(fields["env"].line, f"env {switch}", why)
     for key, names in (("conflicts", draft.conflicts), ("depends_on", draft.requires)):
         if key in fields:
             names += [module_name(text) for text, _ in fields[key].items()]
@@ -87,13 +90,15 @@ def _load(path: str) -> dict[str, _Value]:
     text = read(path)
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as err:
+        values = all_text(yaml.safe_load(text), path)
+    except (yaml.YAMLError, ValueError, RecursionError) as err:
         raise UsageError(f"{path} is not YAML.", details=str(err)) from err
     if not isinstance(root, yaml.MappingNode) or not isinstance(values, dict):
         raise UsageError(f"{path} is not a module of podman-hpc.", details="a table of keys such as name, env, bind")
     fields = {}
     for key, node in root.value:
+        if not isinstance(key, yaml.ScalarNode):
+            raise UsageError(f"{path} is not a module of podman-hpc.", details="a key that is no word")
         parts = node.value if isinstance(node, yaml.SequenceNode) else ()
         lines = tuple(part.start_mark.line + 1 for part in parts)
         fields[str(key.value)] = _Value(values.get(key.value), key.start_mark.line + 1, lines)
@@ -158,9 +163,11 @@ def _environment(text: str, line: int, draft: Draft, log: Log) -> None:
     if not equals:
         if draft.names(draft.env_pass, [name]):
             log.add(line, f"additional_args -e {text}", "not the name of a variable")
+        return
     # podman-hpc replaces a list, so of two modules one wins; both are meant to add to it
-    elif not draft.literal("prepend" if name in _LISTS else "set", name, value):
-        log.add(line, f"additional_args -e {text}", LITERAL)
+    why = draft.literal("prepend" if name in _LISTS else "set", name, value)
+    if why:
+        log.add(line, f"additional_args -e {text}", why)
 
 
 def _rule(rule: str, line: int, draft: Draft, log: Log) -> None:
@@ -173,8 +180,12 @@ def _rule(rule: str, line: int, draft: Draft, log: Log) -> None:
     if not source.startswith(("/", "$")):
         source = os.path.normpath(os.path.join(os.path.dirname(os.path.abspath(log.file)), source))
     if "*" in target:
-        log.add(line, rule, "a pattern in the destination")
-        return
+        folder, name = os.path.split(target)
+        # podman-hpc puts what the pattern of SRC fits into the one of DST: the same names in another directory
+        if source.count("*") != 1 or "*" in folder or name != os.path.basename(source):
+            log.add(line, rule, "a pattern in the destination that changes names")
+            return
+        target = f"{folder}/"
     # a bind instead of a copy shows the same file, and needs no writable layer
     why = draft.mount(source, target, optional=True)
     if why:

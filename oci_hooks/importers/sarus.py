@@ -8,11 +8,10 @@ import json
 import os
 import re
 from collections.abc import Callable, Sequence
-from functools import partial
 
 from squashmount.errors import UsageError
 
-from .draft import LITERAL, Draft, Given, Lines, Log, Translated, collect, module_name, read, stem
+from .draft import Draft, Given, Lines, Log, Translated, all_text, collect, module_name, read, stem
 
 _STAGES = ("prestart", "createRuntime", "createContainer", "poststart", "poststop")
 _PROVIDERS = "<FI_PROVIDER_PATH>"
@@ -23,6 +22,13 @@ _NO_MODULE = {
 }
 # a module of ours that does the same
 _OURS = {"slurm_global_sync_hook": "slurm-sync", "timestamp_hook": "timestamp"}
+# a variable of these hooks: who says that now
+_OF_OURS = {
+    "HOOK_BASE_DIR": "containers meet in SQUASHMOUNT_SYNC_DIR of the job, or below its HOME",
+    "PASSWD_FILE": "the user's home is not looked up",
+    "TIMESTAMP_HOOK_LOGFILE": "the times go into the container's log: squashmount-hooks log",
+    "TIMESTAMP_HOOK_MESSAGE": "the module has points of its own; words for all: squashmount.timestamp.message",
+}
 # key of sarus.json: where the same is said now
 _ELSEWHERE = {
     "userMounts": "who may mount where is the site policy: forbidden destinations in hooks.toml",
@@ -64,8 +70,8 @@ def translate(files: Sequence[str]) -> Translated:
 def _file(log: Log) -> Draft | None:
     text = read(log.file)
     try:
-        given = json.loads(text)
-    except ValueError as err:
+        given = all_text(json.loads(text), log.file)
+    except (ValueError, RecursionError) as err:
         raise UsageError(f"{log.file} is not JSON.", details=str(err)) from err
     lines = Lines(text)
     if isinstance(given, dict) and "hook" in given:
@@ -89,10 +95,16 @@ def _hook(given: Given, lines: Lines, log: Log) -> Draft | None:
         "mount_hook": lambda: _mount_hook(hook.texts("args")[1:], environ, lines, draft, log),
         "mpi_hook": lambda: _mpi_hook(environ, lines, draft, log),
         "amdgpu_hook": lambda: setattr(draft, "planner", "amd"),
-        **{name: partial(draft.requires.append, module) for name, module in _OURS.items()},
+        **dict.fromkeys(_OURS, lambda: _ours(_OURS[program], environ, lines, draft, log)),
     }
     known.get(program, lambda: _chain(given, environ, lines, draft, log))()
     return draft
+
+
+def _ours(module: str, environ: dict[str, str], lines: Lines, draft: Draft, log: Log) -> None:
+    draft.requires.append(module)
+    for name, value in environ.items():
+        log.add(lines.of('"env"', name), f"{name}={value}", _OF_OURS.get(name, "not a variable of this hook"))
 
 
 def _chain(given: Given, environ: dict[str, str], lines: Lines, draft: Draft, log: Log) -> None:
@@ -208,8 +220,9 @@ def _site(given: Given, lines: Lines, log: Log) -> Draft:
     changes = given.sub("environment")
     for action in ("set", "prepend", "append"):
         for name, value in changes.map(action).items():
-            if not draft.literal(action, name, value):
-                log.add(lines.of('"environment"', f'"{action}"', f'"{name}"'), f"environment {name}={value}", LITERAL)
+            why = draft.literal(action, name, value)
+            if why:
+                log.add(lines.of('"environment"', f'"{action}"', f'"{name}"'), f"environment {name}={value}", why)
     for name in draft.names(draft.env_unset, changes.texts("unset")):
         log.add(lines.of('"unset"', name), f"environment unset {name}", "not the name of a variable")
     for key in given.table:

@@ -7,7 +7,7 @@
 import re
 from collections.abc import Iterator, Sequence
 
-from .draft import LITERAL, Draft, Log, Translated, collect, module_name, pairs, read
+from .draft import Draft, Log, Translated, collect, module_name, pairs, read
 
 _MODULE_KEY = re.compile(
     r"module_(.+)_(siteEnv|siteEnvPrepend|siteEnvAppend|siteEnvUnset|conflict|siteFs|copyPath|enabled|roothook|userhook)"
@@ -22,6 +22,8 @@ _ELSEWHERE = {
     "sitePostMountHook": "a script of the host: write it as a createContainer hook and chain it: [[hooks]]",
     "imagePath": "the store DIR of migrate2scratch",
     "defaultImageType": "docker:// is Podman's default",
+    "siteResources": "the modules nvidia and mpich put the host's libraries where the loader finds them",
+    **dict.fromkeys(("nvidiaBinPath", "nvidiaLibPath", "nvidiaLib64Path"), "the module nvidia"),
 }
 
 
@@ -46,7 +48,7 @@ def _file(log: Log) -> list[Draft]:
                 off.add(name)
                 log.add(line, f"module {name}", "is switched off here, and is left out")
             else:
-                _set(match[2], value, line, draft, log)
+                _set(match[2], value, line, draft, log, name=name)
         elif key in _SITE_KEYS:
             _set(key, value, line, site, log)
         elif key == "defaultModules":
@@ -82,25 +84,27 @@ def _lines(text: str) -> Iterator[tuple[int, str, str]]:
             yield line, key.strip(), value.strip()
 
 
-def _set(key: str, value: str, line: int, draft: Draft, log: Log) -> None:
+def _set(key: str, value: str, line: int, draft: Draft, log: Log, *, name: str = "") -> None:
+    """Do what a key says; `name` is the module's own, as its directory in the container is called."""
     if key in {"siteEnv", "siteEnvPrepend", "siteEnvAppend"}:
         action = {"siteEnv": "set", "siteEnvPrepend": "prepend", "siteEnvAppend": "append"}[key]
-        for name, text, equals in pairs(value.split()):
-            if not equals:
-                log.add(line, f"{key} {name}", "a name without a value")
-            elif not draft.literal(action, name, text):
-                log.add(line, f"{key} {name}={text}", LITERAL)
+        for variable, text, equals in pairs(value.split()):
+            why = draft.literal(action, variable, text) if equals else "a name without a value"
+            if why:
+                log.add(line, f"{key} {variable}{'=' if equals else ''}{text}", why)
     elif key == "siteEnvUnset":
-        for name in draft.names(draft.env_unset, value.split()):
-            log.add(line, f"{key} {name}", "not the name of a variable")
+        for word in draft.names(draft.env_unset, value.split()):
+            log.add(line, f"{key} {word}", "not the name of a variable")
     elif key == "conflict":
-        draft.conflicts += [module_name(name) for name in value.split()]
+        draft.conflicts += [module_name(other) for other in value.split()]
     elif key == "siteFs":
         for entry in re.split(r"[\s;]+", value):
             _file_system(entry, line, draft, log)
     elif key == "copyPath":
         # a bind instead of a copy shows the same files
-        draft.mount(value, f"{_MODULE_FILES}/{draft.name}", options=("ro",))
+        why = draft.mount(value, f"{_MODULE_FILES}/{name}", options=("ro",))
+        if why:
+            log.add(line, f"{key} {value}", why)
     elif key == "roothook":
         why = "a script that runs as root of the host; write it as a createContainer hook and chain it: [[hooks]]"
         log.add(line, f"{key} {value}", why)

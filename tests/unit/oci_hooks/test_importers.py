@@ -523,6 +523,89 @@ def test_whatever_is_in_a_file_becomes_a_module_that_passes_or_a_usage_error(
     checked(result, folder)
 
 
+LINE_FILES = {
+    "udiRoot.conf": "shifter",
+    **dict.fromkeys(("10-a.env", "10-a.fstab", "enroot.conf", "9-\u00e9.sh"), "enroot"),
+}
+LINE_WORDS = [
+    *(
+        "/a",
+        "$A",
+        "${B}",
+        "A=b",
+        "A=/x:/y",
+        "/a:/b:ro",
+        "perNodeCache=size=1",
+        "/a/../b",
+        "'",
+        "\\",
+        "\0",
+        "\x85",
+        "\u00b9",
+    ),
+    *(
+        "#",
+        "=",
+        ";",
+        "\t",
+        "x-create=dir",
+        "x-create=odd",
+        "ro",
+        "tmpfs",
+        "nofail",
+        "export ",
+        "0",
+        "yes",
+        ",",
+        ":",
+        "*",
+    ),
+    *("/dev/x", "/dev/", "/proc", "$", "${", "]]", '"""', "\ud800"),
+]
+LINE_KEYS = [
+    *("siteFs", "siteEnv", "siteEnvPrepend", "siteEnvUnset", "defaultModules", "module_a_siteFs", "module_a_siteEnv"),
+    *(
+        "module_A_conflict",
+        "module_\u00e9_copyPath",
+        "module__enabled",
+        "module_x_y_userhook",
+        "ENROOT_MOUNT_HOME",
+        "NO",
+    ),
+]
+LINE = st.builds(
+    lambda key, between, words: key + between + "".join(words),
+    st.sampled_from(LINE_KEYS) | st.sampled_from(LINE_WORDS) | st.text(max_size=4),
+    st.sampled_from(["=", " = ", " ", ""]),
+    st.lists(st.sampled_from(LINE_WORDS) | st.text(max_size=4), max_size=6),
+)
+BYTES = st.lists(LINE, max_size=6).map(lambda lines: "\n".join(lines).encode("utf-8", "surrogatepass"))
+
+
+@settings(max_examples=400, deadline=None)
+@given(data=BYTES | st.binary(max_size=60), name=st.sampled_from(sorted(LINE_FILES)))
+def test_any_bytes_for_shifter_and_enroot(tmp_path_factory: pytest.TempPathFactory, data: bytes, name: str) -> None:
+    folder = tmp_path_factory.mktemp("any", numbered=True)
+    (folder / name).write_bytes(data)
+    try:
+        result = translate(LINE_FILES[name], [str(folder / name)])
+    except UsageError:
+        return
+    checked(result, folder)
+
+
+@pytest.mark.parametrize("kind", ["sarus", "podman-hpc", "edf"])
+@pytest.mark.parametrize("escape", ["\\u0000", "\\ud800"])
+def test_texts_that_only_an_escape_can_write(write: Write, kind: str, escape: str) -> None:
+    if kind == "edf":
+        text = f'[env]\nA = "a{escape}"\n'
+    else:
+        text = f'{{"name": "a", "env": "A{escape}", "environment": {{"set": {{"A": "a{escape}"}}}}}}'
+    with pytest.raises(UsageError) as caught:
+        translate(kind, [write("x", text)])
+    assert "x" in caught.value.brief
+
+
 def without_null(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: without_null(inner) for key, inner in value.items() if inner is not None}
