@@ -120,6 +120,7 @@ def plan_mpich(question: "Question") -> Contribution:
         mpi,
         mismatch=question.policy.mpi_mismatch,
         required=question.annotations.get("squashmount.mpi") == "mpich",
+        by_pmix="PMIX_VERSION" in question.environ,
         host_glibc=glibc_is_injected(question),
         extra=common.instead(newest((*rules.others, *gpu))),
     )
@@ -148,17 +149,19 @@ def plan_mpi(
     *,
     mismatch: str = "error",
     required: bool = False,
+    by_pmix: bool = False,
     host_glibc: bool = False,
     extra: tuple[Library, ...] = (),
 ) -> Contribution:
     """Plan the swap. `host_mpi` are the host's libraries in the order of preference, `extra` what comes along.
 
     `mismatch` says what an older host MPI is (error, warn); `required`: an image without fitting MPI is an error for
-    the policy to judge; `host_glibc`: the host's C library will be in the container.
+    the policy to judge; `by_pmix`: the job was started by PMIx; `host_glibc`: the host's C library will be in the
+    container.
     """
     found = Findings()
     ours = [copy for copy in mpi_copies(host_mpi) if copy.family in {"mpich", "abi"}]
-    theirs = _replaceable(image, found)
+    theirs = _replaceable(image, found, open_mpi_first=by_pmix and not required)
     if not theirs:
         missing = tuple(found.rejected) if required else ()
         return Contribution(rejected=tuple(found.rejected), missing=missing)
@@ -174,8 +177,8 @@ def plan_mpi(
     return _contribution(pairs, placed, found, mismatch=mismatch, problems=[*image.problems, *host.problems])
 
 
-def _replaceable(image: Libraries, found: Findings) -> list[MpiCopy]:
-    theirs = []
+def _replaceable(image: Libraries, found: Findings, *, open_mpi_first: bool) -> list[MpiCopy]:
+    theirs: list[MpiCopy] = []
     copies = mpi_copies(image.copies(is_mpi))
     for copy in copies:
         if copy.family == "openmpi":
@@ -192,6 +195,13 @@ def _replaceable(image: Libraries, found: Findings) -> list[MpiCopy]:
         found.rejected.append(
             "The image has no MPI library: there is nothing to replace (what is linked in statically keeps it)."
         )
+    if open_mpi_first and theirs and any(copy.family == "openmpi" for copy in copies):
+        # the host's UCX comes before the image's in LD_LIBRARY_PATH, and may be too old for the image's Open MPI
+        found.rejected.append(
+            f"{theirs[0].shown} is left alone: PMIx has started this job, so it is for the image's Open MPI "
+            "(squashmount.mpi=mpich replaces it all the same)."
+        )
+        return []
     return theirs
 
 

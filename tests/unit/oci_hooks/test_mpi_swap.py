@@ -552,6 +552,19 @@ def test_open_mpi_is_left_alone(world: World, name: str) -> None:
     assert world.plan(required=True).missing == plan.rejected, "asked for by name it is an error for the policy"
 
 
+def test_pmix_means_open_mpi_in_an_image_with_both(world: World) -> None:
+    world.libc().mpi(world.host)
+    world.mpi(world.image)
+    world.mpi(world.image, "libmpi.so.40.30.4", folder="usr/lib/openmpi/lib")
+    assert len(world.plan().mounts) == 1
+    plan = world.plan(by_pmix=True)
+    assert plan.mounts == ()
+    assert "libmpi.so.12.2.2) is left alone: PMIx has started this job" in plan.rejected[-1]
+    assert len(world.plan(by_pmix=True, required=True).mounts) == 1
+    (world.image / "usr/lib/openmpi/lib/libmpi.so.40.30.4").unlink()
+    assert len(world.plan(by_pmix=True).mounts) == 1
+
+
 def test_an_image_without_mpi(world: World) -> None:
     world.libc().mpi(world.host)
     why = "The image has no MPI library: there is nothing to replace (what is linked in statically keeps it)."

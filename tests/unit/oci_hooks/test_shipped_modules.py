@@ -103,7 +103,7 @@ def test_infiniband(planned: Planning, host: Path) -> None:
 def test_pmix(planned: Planning) -> None:
     environ = {"PMIX_RANK": "1", "PMIX_SERVER_TMPDIR": "/spool/pmix", "SLURM_JOB_ID": "42", "SLURM_STEP_ID": "0"}
     plan = planned(environ | {"HOME": "/x", "SECRET": "y"}, mpi="openmpi-pmix")
-    assert targets(plan) == {"/spool/pmix", "/tmp/spmix_appdir_7_42.0"}
+    assert targets(plan) == {"/spool/pmix", "/tmp/spmix_appdir_7_42.0", "/run/munge"}
     assert plan.env_set == environ
 
 
