@@ -37,8 +37,6 @@ _PLUGINS = ("libnss_files.so.2", "libnss_dns.so.2")
 """Loaded by the C library before 2.34 when a user or host is looked up."""
 
 _SHIPPED_CONFIG = os.path.join(os.path.dirname(os.path.abspath(__file__)), "ssh_config")
-_SYSTEM_CONFIG = "/etc/ssh/ssh_config"
-_INCLUDED = "/etc/ssh/ssh_config.d"
 _MOST_BYTES = 8 << 20
 
 
@@ -65,8 +63,10 @@ def plan_ssh(question: "Question") -> Contribution:
         return Contribution(missing=tuple(missing))
     mounts = [Mount(one.real, f"{LIBRARIES}/{name}", create="file") for name, one in loaded.items() if one]
     mounts += [Mount(one.real, f"{LIBRARIES}/{name}", create="file") for name, one in closure.items()]
-    mounts.append(Mount(_SHIPPED_CONFIG, _config_place(image), create="file"))
-    told = {"programs": " ".join(sorted(loaded)), "chroot": _chroot(host, [*loaded.values()])}
+    mounts.append(Mount(_SHIPPED_CONFIG, CONFIG, create="file"))
+    with host.open(closure["ld"].real) as file:
+        argv0 = "yes" if b"--argv0" in file.read(_MOST_BYTES) else ""  # glibc 2.33
+    told = {"programs": " ".join(sorted(loaded)), "chroot": _chroot(host, [*loaded.values()]), "argv0": argv0}
     return Contribution(
         mounts=tuple(mounts),
         env_append={"PATH": f"{os.path.dirname(LIBRARIES)}/bin"},
@@ -108,18 +108,3 @@ def _chroot(host: "Tree", programs: "list[Library | None]") -> str:
                 texts.append(file.read(_MOST_BYTES))
     inside = [path for path in _CHROOTS if any(b"\0" + path.encode() + b"\0" in text for text in texts)]
     return max(inside, key=len, default=_CHROOTS[0])
-
-
-def _config_place(image: "Tree") -> str:
-    """Return where the image's ssh, or the host's, will read our settings: a file of ours, or one besides the image's.
-
-    An /etc/ssh/ssh_config of an image that includes nothing has ours in its place.
-    """
-    try:
-        with image.open(_SYSTEM_CONFIG) as file:
-            lines = file.read(1 << 16).decode(errors="replace").splitlines()
-    except OSError:
-        return CONFIG
-    words = [line.split() for line in lines]
-    included = any(line[:1] and line[0].lower() == "include" and f"{_INCLUDED}/*.conf" in line for line in words)
-    return f"{_INCLUDED}/00-squashmount.conf" if included else CONFIG

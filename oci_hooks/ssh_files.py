@@ -14,7 +14,8 @@ ALIAS = "squashmount-job"
 _RUN_TIME = ("HOME", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "NOTIFY_SOCKET")
 """Set by the runtime when it starts the command: not in the configuration."""
 
-_LOADER = f"{LIBRARIES}/ld --library-path {LIBRARIES} {LIBRARIES}"
+_LOADER = f"{LIBRARIES}/ld"
+_SEARCH = f"--library-path {LIBRARIES} {LIBRARIES}"
 _OURS = ("LD_PRELOAD", "LD_LIBRARY_PATH", "LD_AUDIT", "GLIBC_TUNABLES")
 _UNSET = f"unset {' '.join(_OURS)}"
 
@@ -29,8 +30,12 @@ def assignments(entries: Iterable[str]) -> str:
     return " ".join(quoted(entry) for entry in entries if entry.find("=") > 0 and "\0" not in entry)
 
 
-def start(entries: list[str], *, port: int, strict: bool) -> str:
-    """Return the script that starts sshd and becomes the container's command, with the environment it came with."""
+def start(entries: list[str], *, port: int, strict: bool, watched: bool) -> str:
+    """Return the script that starts sshd and becomes the container's command, with the environment it came with.
+
+    `watched`: where the container has no process ids of its own, `watch` ends what nobody else would.
+    """
+    watch = f"/bin/sh {PLACE}/watch $$ </dev/null >/dev/null 2>&1 &\n" if watched else ""
     given = " ".join(f'${{{name}+"{name}=${name}"}}' for name in _RUN_TIME)
     return f"""#!/bin/sh
 (
@@ -50,8 +55,18 @@ exit 1
   while read -r line; do printf '%s\\n' "  $line"; done <{PLACE}/run/log >&2
 {"  exit 1" if strict else "  :"}
 }}
-{_UNSET}
-exec {_LOADER}/env -i -- {given} {assignments(entries)} "$@"
+{watch}{_UNSET}
+exec {_LOADER} {_SEARCH}/env -i -- {given} {assignments(entries)} "$@"
+"""
+
+
+WATCH = """#!/bin/sh
+# Every other process of this mount namespace, which is the container, ends with its command.
+trap '' HUP INT QUIT TERM
+while kill -0 "$1" 2>/dev/null; do sleep 1; done
+for process in /proc/[0-9]*; do
+  [ "$process" = "/proc/$$" ] || ! [ "$process/ns/mnt" -ef "/proc/$$/ns/mnt" ] || kill -KILL "${process#/proc/}"
+done 2>/dev/null
 """
 
 
@@ -65,7 +80,7 @@ shell=${{SHELL:-/bin/sh}}
 if [ -n "${{SSH_ORIGINAL_COMMAND+x}}" ]; then set -- "$shell" -c "$SSH_ORIGINAL_COMMAND"; else set -- "$shell" -l; fi
 [ -z "${{SSH_TTY-}}" ] || set -- "SSH_TTY=$SSH_TTY" "TERM=${{TERM-dumb}}" "$@"
 {_UNSET}
-exec {_LOADER}/env -i -- "HOME=$HOME" "USER=$USER" "LOGNAME=$LOGNAME" "SHELL=$shell" {assignments(entries)} \\
+exec {_LOADER} {_SEARCH}/env -i -- "HOME=$HOME" "USER=$USER" "LOGNAME=$LOGNAME" "SHELL=$shell" {assignments(entries)} \\
   "SSH_CLIENT=${{SSH_CLIENT-}}" "SSH_CONNECTION=${{SSH_CONNECTION-}}" "$@"
 """
 
@@ -132,11 +147,15 @@ def known_hosts(public: str) -> str:
     return f"{ALIAS} {' '.join(public.split()[:2])}\n"
 
 
-def wrapper(name: str, programs: Iterable[str]) -> str:
-    """Return a script that runs a program of the host with its own libraries; its children do not get them."""
+def wrapper(name: str, programs: Iterable[str], *, named: bool) -> str:
+    """Return a script that runs a program of the host with its own libraries; its children do not get them.
+
+    `named`: the loader can tell it by what name it was called, under which ssh calls itself for a jump (-J).
+    """
+    name0 = f" --argv0 {PLACE}/bin/{name}" if named else ""
     options = ""
     if name == "sshd" and "sshd-session" not in programs:
         options = " -r"  # else it starts itself again, without these libraries; gone in OpenSSH 9.8
     if name in {"scp", "sftp"}:
         options = f" -S {PLACE}/bin/ssh"  # the path in them is the host's
-    return f'#!/bin/sh\nexec {_LOADER}/{name}{options} "$@"\n'
+    return f'#!/bin/sh\nexec {_LOADER}{name0} {_SEARCH}/{name}{options} "$@"\n'

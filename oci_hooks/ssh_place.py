@@ -55,20 +55,26 @@ def _taken(path: str) -> dict[str, Any]:
 def files(handed: dict[str, Any], env: list[str]) -> list[File]:
     """Return all files of one container."""
     identity, identity_public, host, host_public = handed["keys"]
-    programs = handed["programs"].split()
+    port, watched, programs = handed["port"], handed["watched"], handed["programs"].split()
     hosts = expanded(handed["nodes"])
     if hosts:
         hosts = [*hosts, *(f"{name}.*" for name in hosts), "localhost", os.uname().nodename]
     return [
-        File("start", ssh_files.start(env, port=handed["port"], strict=handed["strict"]), 0o600, mine=True),
+        File("start", ssh_files.start(env, port=port, strict=handed["strict"], watched=watched), 0o600, mine=True),
+        *([File("watch", ssh_files.WATCH)] if watched else []),
         File("session", ssh_files.session(env), 0o600, mine=True),
         File("id", identity, 0o600, mine=True),
         File("host", host, 0o600, mine=True),
         File("authorized_keys", identity_public),
         File("known_hosts", ssh_files.known_hosts(host_public)),
-        File("sshd_config", ssh_files.sshd_config(handed["port"], programs)),
+        File("sshd_config", ssh_files.sshd_config(port, programs)),
         File("ssh_config", ssh_files.ssh_config(hosts, handed["first"])),
-        *(File(f"bin/{name}", ssh_files.wrapper(name, programs), 0o755) for name in programs if name != "env"),
+        File("image_ssh_config", handed["own_config"]),
+        *(
+            File(f"bin/{name}", ssh_files.wrapper(name, programs, named=bool(handed["argv0"])), 0o755)
+            for name in programs
+            if name != "env"
+        ),
     ]
 
 

@@ -15,12 +15,13 @@ from . import log, ssh_passwd
 from .leanjson import dumps
 from .policy import Policy
 from .ssh_keys import first_port, index_on_node, job_keys, job_name
-from .ssh_places import PLACE, PORT_VARIABLE, SHELL, WORD
+from .ssh_places import CONFIG, PLACE, PORT_VARIABLE, SHELL, WORD
 
 if TYPE_CHECKING:
     from .tree import DirectoryTree
 
 _NEEDED = ("CAP_SETUID", "CAP_SETGID", "CAP_SYS_CHROOT")
+_BIGGEST_CONFIG = 1 << 18
 _FORGOTTEN = 3600  # seconds until a hand-over that nobody took is removed
 
 
@@ -57,9 +58,12 @@ def prepare(start: Start, root: "DirectoryTree", policy: Policy, environ: dict[s
         "first": first,
         "owner": list(owner),
         "strict": policy.missing_required == "error",
+        "watched": not _has_own(start.config, "pid"),
         "programs": start.told["programs"],
+        "argv0": start.told["argv0"],
         "nodes": environ.get("SLURM_JOB_NODELIST") or environ.get("SLURM_NODELIST") or "",
         "keys": list(keys),
+        "own_config": _own_config(root),
     }
     _hand_over(_handed(state, start.container), handed)
     return [*lines, f"done: ssh: job {job}, port {port} of the job's {first} and following"]
@@ -92,14 +96,18 @@ def edit(start: Start, program: str, job: dict[str, str]) -> None:
 
 def _check_port(config: dict[str, Any], port: int) -> None:
     """Raise HostError when somebody listens there. Known only in the host's network; else `start` finds out."""
-    namespaces = (config.get("linux") or {}).get("namespaces") or []
-    if any(one.get("type") == "network" for one in namespaces) or _free(port):
+    if _has_own(config, "network") or _free(port):
         return
     raise HostError(
         f"Port {port}, where the sshd of this container would listen, is in use on this node.",
         details="by another container of the job, or by another job",
         hint="several containers started by one task: --annotation squashmount.ssh.index=1, 2, …",
     )
+
+
+def _has_own(config: dict[str, Any], kind: str) -> bool:
+    namespaces = (config.get("linux") or {}).get("namespaces") or []
+    return any(one.get("type") == kind for one in namespaces)
 
 
 def _free(port: int) -> bool:
@@ -148,7 +156,19 @@ def _check_root(config: dict[str, Any]) -> None:
     with open("/proc/self/uid_map", "rb") as file:
         ids = sum(int(line.split()[2]) for line in file)
     if ids < 2:
-        raise HostError("sshd cannot run as root in a container with a single id.", hint=hint)
+        raise HostError(
+            "sshd cannot run as root in a container with a single id.",
+            hint="it needs subordinate ids of yours (/etc/subuid, /etc/subgid)",
+        )
+
+
+def _own_config(root: "DirectoryTree") -> str:
+    """Return the image's settings for ssh, over which ours are mounted."""
+    try:
+        with root.open(CONFIG) as file:
+            return file.read(_BIGGEST_CONFIG).decode("utf-8", "surrogateescape")
+    except OSError:
+        return ""
 
 
 def _expanded(directory: str, environ: dict[str, str]) -> str:

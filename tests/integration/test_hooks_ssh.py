@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -117,8 +118,9 @@ def test_both_ways_with_the_environment(machines: dict[str, Machine], busybox: s
     environ = dict(entry.partition("=")[::2] for entry in command.split("\0") if entry)
     assert environ.items() >= HOSTILE.items()
     assert not {"SHLVL", "PWD", "OPENSSL_CONF", "_"} & environ.keys()
-    # a terminal, a file, an exit status
+    # a terminal, a jump, a file, an exit status
     assert "/dev/pts/" in machines["n1"].ssh("-tt", "n2", "tty").ok()
+    assert machines["n1"].ssh("-J", "n2", "n1", "echo $HERE").ok() == "n1"
     copied = machines["n1"].podman("exec", "c", "/run/squashmount/ssh/bin/scp", "-q", "/bin/busybox", "n2:/tmp/b")
     copied.ok()
     assert machines["n1"].ssh("n2", "cmp /tmp/b /bin/busybox && exit 7").code == 7
@@ -166,13 +168,33 @@ def test_several_containers_on_a_node_and_nothing_stays(machines: dict[str, Mach
     assert os.listdir(here.node.state() / "ssh") == []
 
 
+def test_nothing_stays_where_the_container_has_the_machine_s_process_ids(
+    machines: dict[str, Machine], busybox: str
+) -> None:
+    here = machines["n1"]
+    here.start(busybox, "--pid=host")
+    here.podman("exec", "-d", "c", "/run/squashmount/ssh/bin/ssh", "n1", "sleep 1234").ok()
+    wait_for(lambda: _running("sleep 1234 "), "the session runs")
+    assert ours() != []
+    os.kill(int(here.podman("inspect", "--format={{.State.Pid}}", "c").ok()), signal.SIGKILL)
+    wait_for(lambda: not ours() and not _running("sleep 1234 "), "sshd and its sessions end")
+
+
+def _running(command: str) -> bool:
+    return any(line.startswith(command) for line in command_lines())
+
+
 def ours() -> list[str]:
     """Return the command lines of all processes that run the host's programs in a container."""
+    return [line for line in command_lines() if line.startswith("/run/squashmount/ssh/lib")]
+
+
+def command_lines() -> list[str]:
     lines = []
     for pid in all_processes():
         with suppress(OSError):
             lines.append(Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode())
-    return [line for line in lines if line.startswith("/run/squashmount/ssh/lib")]
+    return lines
 
 
 def test_root_in_a_container_of_roots(

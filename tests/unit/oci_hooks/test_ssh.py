@@ -211,24 +211,6 @@ def test_the_plan_brings_programs_with_everything_they_need(image: Path) -> None
     assert made.hash == plan(image).hash
 
 
-@needs_ssh
-@pytest.mark.parametrize(
-    ("text", "place"),
-    [
-        (None, "/etc/ssh/ssh_config"),
-        ("Host *\n  ForwardX11 no\n", "/etc/ssh/ssh_config"),
-        ("#Include /etc/ssh/ssh_config.d/*.conf\n", "/etc/ssh/ssh_config"),
-        ("\nInclude /etc/ssh/ssh_config.d/*.conf\nHost *\n", "/etc/ssh/ssh_config.d/00-squashmount.conf"),
-        ("  include a /etc/ssh/ssh_config.d/*.conf", "/etc/ssh/ssh_config.d/00-squashmount.conf"),
-    ],
-)
-def test_where_ssh_reads_our_settings(image: Path, text: str | None, place: str) -> None:
-    if text is not None:
-        (image / "etc/ssh").mkdir()
-        (image / "etc/ssh/ssh_config").write_text(text)
-    assert place in {mount.target for mount in plan(image).mounts}
-
-
 def test_an_image_without_a_shell(image: Path) -> None:
     (image / "bin/sh").unlink()
     assert "the image has no /bin/sh" in plan(image).errors[0]
@@ -286,10 +268,12 @@ def config(**annotations: str) -> dict[str, Any]:
 
 
 @needs_ssh
-def test_the_configuration_that_comes_out(tree: DirectoryTree, tmp_path: Path) -> None:
+def test_the_configuration_that_comes_out(image: Path, tree: DirectoryTree, tmp_path: Path) -> None:
+    (image / "etc/ssh").mkdir()
+    (image / "etc/ssh/ssh_config").write_text("Host *\n")
     state = tmp_path / "state"
     environ = {"HOME": str(tmp_path), "SLURM_JOB_ID": "7", "SLURM_LOCALID": "2", "SLURM_JOB_NODELIST": "n[1-2]"}
-    start = ssh_start.Start(config(), {"programs": "env ssh sshd", "chroot": "/run/sshd"}, "ab")
+    start = ssh_start.Start(config(), {"programs": "env ssh sshd", "chroot": "/run/sshd", "argv0": ""}, "ab")
     with socket.socket() as own:  # a network namespace of its own: what listens in ours does not count
         own.bind(("127.0.0.1", 0))
         start.config["linux"] = {"namespaces": [{"type": "network"}]}
@@ -308,6 +292,7 @@ def test_the_configuration_that_comes_out(tree: DirectoryTree, tmp_path: Path) -
     assert os.stat(hook["args"][2]).st_mode & 0o777 == 0o600
     assert (handed["port"], handed["owner"], handed["strict"]) == (port + 2, [0, 0], True)
     texts = {file.name: file for file in ssh_place.files(handed, ["A=1"])}
+    assert texts["image_ssh_config"].text == "Host *\n"
     assert texts["ssh_config"].text.startswith("Host n1 n2 n1.* n2.* localhost ")
     assert f"  Port {port}\n" in texts["ssh_config"].text
     assert f"Port {port + 2}\n" in texts["sshd_config"].text
