@@ -1,9 +1,11 @@
 """`squashmount-hooks cdi`: a CDI file of this host's GPUs, for stock Podman's `--device` without a vendor's tool."""
 
 import json
+import os
 from typing import Any
 
-from squashmount.errors import HostError
+from squashmount import atomic
+from squashmount.errors import HostError, SpaceError
 
 from . import amd, hook, nvidia
 from .module import Module
@@ -27,6 +29,15 @@ def made(root: str, kind: str | None) -> tuple[str, list[str]]:
     if len(found) > 1:
         raise HostError("This host has GPUs of both vendors.", hint="one file each: --kind nvidia, --kind amd")
     return json.dumps(found[0], indent=2) + "\n", remarks
+
+
+def write(path: str, text: str) -> None:
+    """Write the file, and its directory where Podman has not made it. SpaceError when that cannot be done."""
+    try:
+        os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+        atomic.replace_text(path, text)
+    except OSError as err:
+        raise SpaceError(f"{path} cannot be written.", details=str(err), hint="/etc/cdi is root's") from err
 
 
 def _nvidia(host: Tree, remarks: list[str], *, here: bool) -> dict[str, Any] | None:

@@ -136,15 +136,13 @@ def _add_cdi(commands: Any) -> None:
 
 
 def _cdi(args: argparse.Namespace) -> int:
-    from .cdi_command import made  # noqa: PLC0415 - only for this command
+    from .cdi_command import made, write  # noqa: PLC0415 - only for this command
 
     text, remarks = made(args.host, args.kind)
     for line in remarks:
         sys.stderr.write(f"{PROGRAM}: {line}\n")
     if args.file:
-        from squashmount import atomic  # noqa: PLC0415 - the same
-
-        atomic.replace_text(os.path.abspath(args.file), text, mode=0o644)
+        write(os.path.abspath(args.file), text)
         say(f"written: {args.file}")
     else:
         sys.stdout.write(text)

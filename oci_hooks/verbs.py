@@ -43,6 +43,7 @@ _SOFTWARE = ("rxe", "siw")
 _KERNEL_ABI = range(3, 7)  # IB_USER_VERBS_MIN_ABI_VERSION, _MAX_; the kernel says 6 since 2005
 _BY_DRIVER = 22
 """The first private ABI whose libibverbs asks the kernel for the driver; before, only listed PCI numbers are known."""
+_MOST_FILES = 200
 _PRIVATE = re.compile(r"IBVERBS_PRIVATE_(\d{1,4})")
 
 
@@ -147,7 +148,7 @@ def _configured(tree: "Tree", folder: str) -> set[str]:
         names = tree.listdir(folder)
     except OSError:
         return set()
-    lines = [line.split() for name in names for line in _text(tree, join(folder, name)).splitlines()]
+    lines = [line.split() for name in names[:_MOST_FILES] for line in _text(tree, join(folder, name)).splitlines()]
     return {basename(words[1]).removeprefix("lib") for words in lines if len(words) > 1 and words[0] == "driver"}
 
 

@@ -137,7 +137,6 @@ CACHED = "ls -d /dev/nvidia*; ls /run/squashmount/nvidia; grep -c libcuda.so.1 /
 
 def test_podman_takes_the_cdi_file_that_is_made_here(site: Site, busybox: str) -> None:
     """Podman alone, without the hook: the driver's directory is in the container's ld.so.cache."""
-    Path("/etc/cdi").mkdir(exist_ok=True)
     done = run(site.command, "cdi", "--kind", "nvidia", "-o", "/etc/cdi/made.json")
     assert f"2 GPUs, driver {DRIVER}, libraries found on the host" in done.err
     shared = ["/dev/nvidia-uvm", "/dev/nvidiactl"]
@@ -149,7 +148,6 @@ def test_podman_takes_the_cdi_file_that_is_made_here(site: Site, busybox: str) -
 
 
 def test_podman_takes_the_cdi_file_for_amd(site: Site, busybox: str) -> None:
-    Path("/etc/cdi").mkdir(exist_ok=True)
     run(site.command, "cdi", "--kind", "amd", "-o", "/etc/cdi/amd.json").ok()
     look = ("sh", "-c", "cd /dev; ls -d kfd dri/*")
     seen = site.node.podman("run", "--rm", "--device", "amd.com/gpu=1", busybox, *look).ok().splitlines()

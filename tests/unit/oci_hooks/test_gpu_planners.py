@@ -168,13 +168,26 @@ GI1 = {f"/dev/nvidia-caps/nvidia-cap{minor}" for minor in (12, 13)}
 GI2 = {f"/dev/nvidia-caps/nvidia-cap{minor}" for minor in (21, 22)}
 
 
-def smi(*argv: str) -> str:
-    assert argv[0] == "/usr/bin/nvidia-smi"
-    return SMI_L if argv[1] == "-L" else SMI_X
+def program(host: Path, name: str, script: str) -> Callable[..., str]:
+    """Put a program on the host; return what runs the host's programs."""
+    put(host / name[1:], f"#!/bin/sh\n{script}")
+    (host / name[1:]).chmod(0o755)
+    return lambda *argv: run_here(f"{host}{argv[0]}", *argv[1:])
 
 
-def smi_of_old(*argv: str) -> str:
-    return SMI_L if argv[1] == "-L" else "<nvidia_smi_log></nvidia_smi_log>"
+def printing(text: str, arguments: str) -> str:
+    return f"if [ \"$*\" = '{arguments}' ]; then cat <<'END'\n{text}END\nexit; fi\n"
+
+
+@pytest.fixture
+def smi(host: Path) -> Callable[..., str]:
+    script = printing(SMI_L, "-L") + printing(SMI_X, "-q -x") + "exit 9\n"
+    return program(host, "/usr/bin/nvidia-smi", script)
+
+
+@pytest.fixture
+def smi_of_old(host: Path) -> Callable[..., str]:
+    return program(host, "/usr/bin/nvidia-smi", printing(SMI_L, "-L") + "echo '<nvidia_smi_log></nvidia_smi_log>'\n")
 
 
 def test_mig_by_a_uuid_that_only_the_driver_knows(planned: Planned) -> None:
@@ -198,13 +211,15 @@ def test_mig_by_a_uuid_that_only_the_driver_knows(planned: Planned) -> None:
         ("0:1", GI1, UUIDS[1]),
     ],
 )
-def test_mig_as_nvidia_smi_lists_them(planned: Planned, value: str, expected: set[str], inside: str) -> None:
+def test_mig_as_nvidia_smi_lists_them(
+    planned: Planned, smi: Callable[..., str], value: str, expected: set[str], inside: str
+) -> None:
     part = planned({"CUDA_VISIBLE_DEVICES": value}, run=smi)
     assert nodes(part) == CONTROL | expected | {"/dev/nvidia1"}
     assert part.env_set["CUDA_VISIBLE_DEVICES"] == inside
 
 
-def test_mig_of_slurm(planned: Planned) -> None:
+def test_mig_of_slurm(planned: Planned, smi: Callable[..., str]) -> None:
     part = planned({"SLURM_STEP_GPUS": "nvidia1:mig1", "CUDA_VISIBLE_DEVICES": "0"}, run=smi)
     assert nodes(part) == CONTROL | GI1 | {"/dev/nvidia1"}
     assert part.env_set["CUDA_VISIBLE_DEVICES"] == "0"
@@ -212,11 +227,13 @@ def test_mig_of_slurm(planned: Planned) -> None:
     assert none.devices == ()
 
 
-def test_an_instance_whose_place_nobody_tells(planned: Planned) -> None:
+def test_an_instance_whose_place_nobody_tells(planned: Planned, smi_of_old: Callable[..., str]) -> None:
     part = planned({"CUDA_VISIBLE_DEVICES": UUIDS[0]}, run=smi_of_old)
     assert nodes(part) == CONTROL | CAPS | {"/dev/nvidia1"}
     assert any("does not say where it is, so all of this GPU are given" in text for text in part.reasons)
-    doubted = planned({"CUDA_VISIBLE_DEVICES": UUIDS[0]}, run=smi, doubt=lambda path: "odd" if "smi" in path else "")
+    doubted = planned(
+        {"CUDA_VISIBLE_DEVICES": UUIDS[0]}, run=smi_of_old, doubt=lambda path: "odd" if "smi" in path else ""
+    )
     assert nodes(doubted) >= CAPS
     assert any("nvidia-smi is not trusted: odd" in text for text in doubted.reasons)
 
@@ -232,7 +249,9 @@ def test_an_instance_whose_place_nobody_tells(planned: Planned) -> None:
         ("MIG-GPU-1000-aa/1/0,0", "names 0, which this node has not"),
     ],
 )
-def test_an_instance_that_is_not_here_stops_the_container(planned: Planned, value: str, why: str) -> None:
+def test_an_instance_that_is_not_here_stops_the_container(
+    planned: Planned, smi: Callable[..., str], value: str, why: str
+) -> None:
     part = planned({"CUDA_VISIBLE_DEVICES": value}, run=smi)
     assert not part.devices
     assert why in part.errors[0]
@@ -394,7 +413,6 @@ def test_null_lists_are_empty_ones(planned: Planned, host: Path) -> None:
 
 def lists(host: Path, *more: str) -> Callable[..., str]:
     """Make nvidia-container-cli of a host: `list` prints devices, programs, libraries, a socket, firmware."""
-    put(host / "usr/bin/nvidia-container-cli")
     put(host / "lib/firmware/nvidia/535/gsp.bin")
     node(host / "run/nvidia-persistenced/socket")
     for stem in ("libcuda", "libnvidia-ml", "libnvidia-encode", "libnvidia-glcore", "libnvidia-brandnew"):
@@ -404,11 +422,9 @@ def lists(host: Path, *more: str) -> Callable[..., str]:
     lines += ["/usr/bin/nvidia-smi", *(f"/opt/nv/{path.name}" for path in sorted((host / "opt/nv").iterdir()))]
     lines += ["/run/nvidia-persistenced/socket", "/lib/firmware/nvidia/535/gsp.bin", "/gone", *more]
 
-    def run(*argv: str) -> str:
-        assert argv == ("/usr/bin/nvidia-container-cli", "--user", "list"), "without --compat32"
-        return "\n".join(lines) + "\n"
-
-    return run
+    # without --compat32
+    script = printing("\n".join(lines) + "\n", "--user list") + "exit 9\n"
+    return program(host, "/usr/bin/nvidia-container-cli", script)
 
 
 def shown(part: Contribution) -> set[str]:
@@ -450,22 +466,18 @@ def test_programs_of_the_host_are_run_without_the_jobs_environment(monkeypatch: 
         run_nothing("/usr/bin/env")
 
 
-def fails(*argv: str) -> str:
-    raise ToolError(f"{argv[0]} failed with exit status 1.")
-
-
 @pytest.mark.parametrize(
-    ("run", "trusted", "why"),
+    ("script", "trusted", "why"),
     [
-        (fails, True, "is not used: /usr/bin/nvidia-container-cli failed"),
-        (lambda *_: "/dev/nvidiactl\n", True, "it lists no libcuda.so"),
-        (lambda *_: "", False, "is not trusted: odd"),
+        ("echo initialization error >&2; exit 1", True, "failed with exit status 1"),
+        ("echo /dev/nvidiactl", True, "it lists no libcuda.so"),
+        ("exit 3", False, "is not trusted: odd"),
     ],
 )
 def test_a_tool_that_does_not_work_is_passed_over(
-    planned: Planned, host: Path, run: Callable[..., str], trusted: bool, why: str
+    planned: Planned, host: Path, script: str, trusted: bool, why: str
 ) -> None:
-    put(host / "usr/bin/nvidia-container-cli")
+    run = program(host, "/usr/bin/nvidia-container-cli", script)
     part = planned(run=run, doubt=lambda path: "" if trusted or "cli" not in path else "odd")
     assert Mount(f"/usr/lib64/libcuda.so.{DRIVER}", f"{LIBRARIES}/libcuda.so.1") in part.mounts
     assert any(why in text for text in part.rejected)
@@ -514,6 +526,8 @@ def test_the_cdi_command_prints_what_podman_takes(
     assert hook["args"][1:] == ["ldconfig", LIBRARIES]
     assert cli.main(["cdi", "--host", str(host), "--kind", "nvidia", "-o", str(tmp_path / "x.json")]) == 0
     assert json.loads((tmp_path / "x.json").read_text()) == spec
+    assert cli.main(["cdi", "--host", str(host), "-o", str(tmp_path / "x.json/y.json")]) == 6
+    assert "y.json cannot be written" in capsys.readouterr().err
     assert cli.main(["cdi", "--host", str(host), "--kind", "amd"]) == 9
     assert "has no amd GPU" in capsys.readouterr().err
 

@@ -1,15 +1,20 @@
 """Whose rdma-core a container uses: made-up cards in /sys, made ELF files, and Debian's real providers."""
 
+import io
 import os
+import random
 import re
 import shutil
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
 from elf_files import AARCH64, library, link, patch_machine
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from squashmount.oci_hooks import module
+from squashmount.oci_hooks.elf import NotElfError, read_entries
 from squashmount.oci_hooks.libraries import Libraries
 from squashmount.oci_hooks.module import Module
 from squashmount.oci_hooks.plan import Contribution
@@ -260,6 +265,32 @@ def test_the_real_providers_show_their_abi(tmp_path: Path) -> None:
             provider = libraries.load(str(path).removeprefix(str(tmp_path)))
             assert provider is not None
             assert abi_of(libraries, provider, name) == known
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**32), flips=st.integers(1, 60))
+def test_a_damaged_provider_is_an_error_or_says_something_but_never_crashes(seed: int, flips: int) -> None:
+    (path,) = REAL.glob("librxe-rdmav*.so")
+    data, chance = bytearray(path.read_bytes()), random.Random(seed)
+    for _ in range(flips):
+        # headers and the relocations are where the reader looks
+        data[chance.randrange(4, min(len(data), 8192))] = chance.choice([0, 1, 0x7F, 0x80, 0xFF, chance.randrange(256)])
+    with suppress(NotElfError):
+        assert all(len(entry) == 8 for entry in read_entries(io.BytesIO(data), "rxe", 8))
+
+
+def test_a_hostile_directory_of_drivers(tops: tuple[Path, Path], planned: Planned) -> None:
+    """A FIFO, a link that leads out, and a file that is none: none is read, and the host's set comes."""
+    rdma(tops[1], 34)
+    folder = tops[1] / "etc/libibverbs.d"
+    (folder / "mlx5.driver").unlink()
+    os.mkfifo(folder / "a.driver")
+    outside = tops[1].parent / "mlx5.driver"
+    outside.write_text("driver mlx5\n")
+    link(folder / "b.driver", str(outside))
+    link(folder / "c.driver", f"../../../{outside.name}")
+    (folder / "d.driver").write_bytes(b"driver\n\0\xff driver mlx5\ndriver mlx55\n")
+    assert "does not name the provider mlx5" in planned().reasons[0]
 
 
 @pytest.mark.parametrize(
