@@ -65,7 +65,21 @@ def make_plan(site: Site, image: Image, selection: Selection | None = None) -> P
         named = module.planner or (_RULES_PLANNER if module.libraries else "")
         if named:
             parts.append((module.name, _planned(named, site, image, module, chosen.modules)))
-    return _merged(chosen, parts, site.policy)
+    plan = _merged(chosen, parts, site.policy)
+    return plan._replace(errors=(*plan.errors, *_no_place_for(plan.devices, image)))
+
+
+def _no_place_for(devices: tuple[Device, ...], image: Image) -> tuple[str, ...]:
+    """Return what is wrong with the image's /dev: crun 1.8 and runc 1.1 make nodes wherever a link there leads."""
+    if not devices:
+        return ()
+    try:
+        place = image.tree.target("/dev")
+    except OSError as err:
+        return (f"'/dev' in the image cannot be resolved: {err.strerror}",)
+    if place.path == "/dev" and place.kind in {"dir", ""}:
+        return ()
+    return ("'/dev' in the image is not a directory of its own: no device can be put there",)
 
 
 def _planned(name: str, site: Site, image: Image, module: Module, modules: tuple[Module, ...]) -> Contribution:

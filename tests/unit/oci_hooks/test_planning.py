@@ -257,6 +257,17 @@ def test_hostile_links_at_a_destination(planned: Planning, image: Path, link: st
     assert found.mounts == ()
 
 
+@pytest.mark.parametrize(("link", "said"), [("/tmp", "no device"), ("../out", "no device"), ("dev", "Too many levels")])
+def test_no_device_where_dev_is_a_link(planned: Planning, image: Path, link: str, said: str) -> None:
+    rule = on("a", devices=[{"path": "/dev/dri/card0"}])
+    assert planned(rule).errors == ()
+    if (image / "dev").is_dir():
+        (image / "dev").rmdir()
+    (image / "dev").symlink_to(link)
+    assert said in planned(rule).errors[0]
+    assert planned(on("b")).errors == ()
+
+
 def test_hostile_fifo_and_newlines(planned: Planning, image: Path, host: Path) -> None:
     os.mkfifo(image / "fifo")
     found = planned(on("a", mounts=[{"source": "/etc/site.conf", "target": "/fifo"}]))
