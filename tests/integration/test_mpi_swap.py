@@ -4,11 +4,14 @@ Host: Debian 12 (MPICH 4.0.2, glibc 2.36). Images: mpi_programs.
 """
 
 import json
+import os
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from elf_files import library, link
 from lab import Done, Node, User, run
 from mpi_programs import NEEDS_MPICH, build_program
 
@@ -89,6 +92,43 @@ def test_whose_libraries_the_hosts_mpi_uses(site: Site, images: dict[str, str]) 
     assert "libucp.so.0 => /run/squashmount/lib/libucp.so.0" in loaded, "what must fit the network is the host's"
     assert "libhwloc.so.15 => /lib/x86_64-linux-gnu/libhwloc.so.15" in loaded, "the image's own has all that is needed"
     assert "not found" not in loaded
+
+
+@pytest.fixture
+def slingshot(top: Path) -> Iterator[None]:
+    """Make a network of two libfabrics: the MPI is linked with one, and the other has the provider cxi."""
+    device = Path("/dev/cxi0")
+    os.mknod(device, stat.S_IFCHR | 0o666, os.makedev(1, 5))  # as /dev/zero; the lab's /dev ends with it
+    made = top / "made"
+    versions = {"FABRIC_1.0": ["fi_open"], "FABRIC_1.6": ["fi_six"]}
+    cxi = library(made / "cray/lib64/libcxi.so.1", defines={"": ["cxi_open"]})
+    library(made / "cray/lib64/libfabric.so.1", defines=versions, uses=["cxi_open"], needs=[cxi], runpath="$ORIGIN")
+    linked = library(made / "plain/libfabric.so.1", defines=versions | {"FABRIC_1.7": ["fi_seven"]})
+    folder = str(made / "plain")
+    library(made / "mpi/libmpich.so.12.9.9", soname="libmpich.so.12", uses=["fi_six"], needs=[linked], runpath=folder)
+    link(made / "mpi/libmpich.so.12", "libmpich.so.12.9.9")
+    primary = f'planner = "mpich"\n[[libraries]]\npath = "{made}/mpi/libmpich.so.12"\nrole = "primary"\n'
+    listed = f'[[libraries]]\npath = "{made}/cray/lib64/libfabric.so.1"\nrole = "dependency"\n'
+    rules = {"made": primary, "cxi": f'{listed}[[devices]]\npath = "/dev/cxi*"\noptional = false\n'}
+    for name, text in rules.items():
+        (top / "modules" / f"{name}.toml").write_text(text)
+    run("chmod", "-R", "go-w", str(made)).ok()
+    yield
+    for name in rules:
+        (top / "modules" / f"{name}.toml").unlink()
+    device.unlink()
+
+
+@pytest.mark.usefixtures("slingshot")
+def test_the_loader_takes_the_libfabric_of_the_network(site: Site, images: dict[str, str]) -> None:
+    trace = ("-e", "LD_TRACE_LOADED_OBJECTS=1", "--annotation", "squashmount.made=on")
+    alone = site.ring(images["trixie"], *trace).ok()
+    assert "libfabric.so.1 => /run/squashmount/lib/libfabric.so.1" in alone
+    assert "libcxi" not in alone
+    both = site.ring(images["trixie"], *trace, "--annotation", "squashmount.cxi=on").ok()
+    assert "libfabric.so.1 => /run/squashmount/lib/libfabric.so.1" in both
+    assert "libcxi.so.1 => /run/squashmount/lib/libcxi.so.1" in both, "only the one with cxi needs it"
+    assert "not found" not in both
 
 
 def test_open_mpi_is_left_alone(site: Site, images: dict[str, str]) -> None:
