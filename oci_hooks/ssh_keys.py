@@ -7,6 +7,7 @@ and renames the directory: rename(2) fails where another node was first, and the
 lock, and nobody ever sees half a set.
 """
 
+import errno
 import os
 import secrets
 import stat
@@ -122,9 +123,12 @@ def _make(directory: str, place: str) -> None:
                 os.fsync(fd)
             finally:
                 os.close(fd)
-        # fails when there is a directory with something in it: another node was first
-        with suppress(OSError):
+        try:
             os.rename(temporary, place)
+        except OSError as err:
+            # a directory with something in it: another node was first
+            if err.errno not in {errno.EEXIST, errno.ENOTEMPTY}:
+                raise
     finally:
         _remove(temporary)
 
@@ -142,7 +146,8 @@ def _read(place: str) -> Keys:
         with open(fd, encoding="ascii") as file:
             _check(path, os.fstat(fd), directory=False)
             texts.append(file.read(1 << 16))
-    os.utime(place)  # in use: not to be pruned
+    with suppress(OSError):
+        os.utime(place)  # in use: not to be pruned
     return Keys(*texts)
 
 

@@ -76,7 +76,7 @@ def edit(start: Start, program: str, job: dict[str, str]) -> None:
     """
     config = start.config
     mounts = config["mounts"] = config.get("mounts") or []
-    options = ["nosuid", "nodev", "mode=0755", "size=2m"]
+    options = ["nosuid", "nodev", "mode=0755", "size=16m"]
     # before what is mounted below
     _insert(mounts, {"destination": PLACE, "type": "tmpfs", "source": "tmpfs", "options": options})
     if not (config["process"].get("user") or {}).get("uid", 0):
@@ -147,8 +147,10 @@ def _check_user(start: Start, root: "DirectoryTree", uid: int) -> list[str]:
 
 def _check_root(config: dict[str, Any]) -> None:
     hint = "run it as yourself: --userns=keep-id"
-    allowed = ((config.get("process") or {}).get("capabilities") or {}).get("bounding")
-    lacking = [name for name in _NEEDED if allowed is not None and name not in allowed]
+    # Podman leaves the list out when it is empty
+    capabilities = (config.get("process") or {}).get("capabilities")
+    allowed = _NEEDED if capabilities is None else capabilities.get("bounding") or ()
+    lacking = [name for name in _NEEDED if name not in allowed]
     if lacking:
         raise UsageError(
             "sshd cannot run as root in this container.", details=f"without {', '.join(lacking)}", hint=hint

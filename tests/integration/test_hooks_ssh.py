@@ -162,6 +162,8 @@ def test_several_containers_on_a_node_and_nothing_stays(machines: dict[str, Mach
     assert f"Port {PORT + 1}, where the sshd of this container would listen, is in use" in done.err
     log = here.node.run(str(here.node.product / "bin/squashmount-hooks"), "log", "e").ok()
     assert f"refused: Port {PORT + 1}, where the sshd of this container would listen, is in use" in log
+    done = here.podman("run", "--annotation=squashmount.ssh=on", "--cap-drop=all", busybox, "true", SLURM_LOCALID="2")
+    assert "sshd cannot run as root in this container" in done.err
     assert ours() != []
     here.podman("rm", "--all", "--force", "--time=0").ok()
     wait_for(lambda: not ours(), "every sshd ends")

@@ -108,3 +108,18 @@ def test_slurms_commands_inside(cluster: Cluster, alice: User, image: str) -> No
     )
     queue = ("squeue", "--noheader", "--format=%u %N %T")
     assert cluster.srun(alice, "-N1", "--nodelist=n2", *podman, image, *queue).ok() == "alice n2 RUNNING"
+
+
+# each goes to both, and ends when both have come
+VISIT = """
+for node in n1 n2; do echo "$node: $(ssh $node 'echo "$(cat /etc/hostname), $GREETING"')"; done
+for node in n1 n2; do ssh $node "touch /tmp/came-from-$(cat /etc/hostname)"; done
+until [ -e /tmp/came-from-n1 ] && [ -e /tmp/came-from-n2 ]; do sleep 0.1; done
+"""
+
+
+def test_ssh_between_the_containers_of_a_step(cluster: Cluster, alice: User, image: str) -> None:
+    podman = ("podman", "run", "--rm", "--network=host", "--annotation=squashmount.ssh=on", "--env=GREETING=it's $HOME")
+    done = cluster.srun(alice, "-N2", "-n2", "--label", *podman, image, "sh", "-c", VISIT)
+    said = [f"{rank}: {node}: {node}, it's $HOME" for rank in (0, 1) for node in ("n1", "n2")]
+    assert sorted(done.ok().splitlines()) == said

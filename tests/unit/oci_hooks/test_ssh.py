@@ -320,6 +320,9 @@ def test_root_needs_the_rights_of_one(tree: DirectoryTree, tmp_path: Path) -> No
     with pytest.raises(UsageError, match="cannot run as root") as caught:
         ssh_start.prepare(start, tree, Policy(), {"HOME": str(tmp_path)}, str(tmp_path / "state"))
     assert "CAP_SETGID, CAP_SYS_CHROOT" in caught.value.details
+    start.config["process"]["capabilities"] = {}
+    with pytest.raises(UsageError, match="cannot run as root"):
+        ssh_start.prepare(start, tree, Policy(), {"HOME": str(tmp_path)}, str(tmp_path / "state"))
 
 
 @pytest.mark.parametrize("directory", ["$NONE/ssh", "relative", "/a/../b", "$HOME/$NONE"])
