@@ -67,6 +67,14 @@ def test_a_rank_has_its_socket_and_the_hosts_namespaces(node: Node, busybox: str
     assert done.ok().split("\n") == [*NAMESPACES, SPOKEN]
 
 
+def test_the_runtimes_reason_is_podmans(node: Node, busybox: str) -> None:
+    before, behind = options(node, "mpi")
+    done = node.podman(*before, "run", "--rm", *behind, busybox, "/nowhere")
+    assert "/nowhere" in done.err
+    assert "No such file or directory" in done.err
+    assert done.code == 127
+
+
 def test_modules_add_to_each_other(node: Node, busybox: str) -> None:
     scratch = node.user.home / "scratch"
     node.run("mkdir", str(scratch)).ok()
