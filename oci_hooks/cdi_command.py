@@ -7,7 +7,7 @@ from typing import Any
 from squashmount import atomic
 from squashmount.errors import HostError, SpaceError
 
-from . import amd, hook, nvidia
+from . import amd, hook, nvidia, nvidia_host
 from .module import Module
 from .plan import Hook
 from .planners import Question, run_here, run_nothing
@@ -41,11 +41,13 @@ def write(path: str, text: str) -> None:
 
 
 def _nvidia(host: Tree, remarks: list[str], *, here: bool) -> dict[str, Any] | None:
-    facts = nvidia.read_host(host)
+    facts = nvidia_host.read_host(host)
     if not facts.gpus:
         return None
     run = run_here if here else run_nothing
     question = Question(Module("nvidia"), host, host, Policy(), {}, {}, {}, run=run)
+    if not facts.driver or not all(gpu.uuid for gpu in facts.gpus):
+        facts = nvidia_host.completed(facts, lambda argv: nvidia.said_by(question, argv, remarks))
     parts, origin = nvidia.driver_parts(question, facts.driver, remarks)
     if not nvidia.has_cuda(parts):
         raise HostError(f"libcuda.so of the driver {facts.driver or '(unknown)'} is not on this host.")

@@ -7,29 +7,21 @@ CUDA compatibility guide. Not seen here: hardware. Everything is tested with mad
 """
 
 from squashmount.errors import SquashmountError
-from squashmount.lean import TYPE_CHECKING, Any, Callable, Iterable, NamedTuple, partial
+from squashmount.lean import TYPE_CHECKING, Any, Callable, Iterable, partial
 
 from . import cdi, cuda, mig, nvidia_parts
 from .gpu import SLURM, Gpu, Selection, none_here, select, tokens
+from .nvidia_host import Host, completed, names_in, read_host
 from .plan import Contribution, Device, Hook
 
 if TYPE_CHECKING:
     from .planners import Question
     from .tree import Tree
 
-_PROC = "/proc/driver/nvidia"
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 COMPAT = "/usr/local/cuda/compat"
 LIBRARIES = "/run/squashmount/nvidia"
 """Where the driver's libraries are mounted: at no path of the image, and before all of them in LD_LIBRARY_PATH."""
-
-
-class Host(NamedTuple):
-    """The GPUs of a node and its driver. `mig` is GPU number -> instance ("gi/ci", "" for the gi) -> device node."""
-
-    gpus: tuple[Gpu, ...]
-    driver: str
-    mig: dict[int, dict[str, str]]
 
 
 def plan_nvidia(question: "Question") -> Contribution:
@@ -37,6 +29,10 @@ def plan_nvidia(question: "Question") -> Contribution:
     host = read_host(question.host)
     if not host.gpus:
         return none_here(question, "no NVIDIA GPU: the host has no /dev/nvidia0 and so on")
+    problems: list[str] = []
+    named = "".join(question.environ.get(name, "") for name in (_VISIBLE, *SLURM))
+    if not host.driver or (("GPU-" in named or "MIG-" in named) and not all(gpu.uuid for gpu in host.gpus)):
+        host = completed(host, lambda argv: said_by(question, argv, problems))
     chosen = choose(host, question.environ, partial(_ask_smi, question))
     if chosen.errors or not chosen.gpus:
         return Contribution(errors=chosen.errors, reasons=chosen.reasons)
@@ -44,7 +40,6 @@ def plan_nvidia(question: "Question") -> Contribution:
     judged = judge(host.driver, compat, question.image_env)
     if judged.missing:
         return judged._replace(reasons=chosen.reasons)
-    problems: list[str] = []
     spec, origin = vendor_spec(question.host, chosen, problems, question.doubt)
     if spec is None:
         capabilities = question.image_env.get("NVIDIA_DRIVER_CAPABILITIES", "")
@@ -61,7 +56,7 @@ def plan_nvidia(question: "Question") -> Contribution:
 
 def driver_parts(question: "Question", driver: str, problems: list[str]) -> "tuple[nvidia_parts.Parts, str]":
     """Return what nvidia-container-cli lists, or else what is found; and which. `problems` says why not the first."""
-    text = _said_by(question, nvidia_parts.LIST, problems)
+    text = said_by(question, nvidia_parts.LIST, problems)
     parts = nvidia_parts.listed(question.host, text) if text else nvidia_parts.Parts()
     if has_cuda(parts):
         return parts, "by nvidia-container-cli"
@@ -70,7 +65,7 @@ def driver_parts(question: "Question", driver: str, problems: list[str]) -> "tup
     return nvidia_parts.found(question.host, driver), "found on the host"
 
 
-def _said_by(question: "Question", argv: tuple[str, ...], problems: list[str]) -> str:
+def said_by(question: "Question", argv: tuple[str, ...], problems: list[str]) -> str:
     """Return what a vendor's program prints; "" with the reason in `problems`, or when the host has none."""
     if question.host.kind(argv[0]) != "file":
         return ""
@@ -88,7 +83,7 @@ def _said_by(question: "Question", argv: tuple[str, ...], problems: list[str]) -
 def _ask_smi(question: "Question") -> tuple[mig.Listed, str]:
     """Return what nvidia-smi says about instances, and why it says nothing."""
     problems: list[str] = []
-    listed = mig.ask(lambda *argv: _said_by(question, argv, problems))
+    listed = mig.ask(lambda *argv: said_by(question, argv, problems))
     nothing = "" if listed.uuids else f"{mig.SMI} lists none"
     if question.host.kind(mig.SMI) != "file":
         nothing = f"{mig.SMI} is not on this host"
@@ -153,46 +148,6 @@ def _finished(
         reasons=(*chosen.reasons, f"GPUs {gpus}, {origin}", *compat, *judged.reasons, *part.reasons),
         rejected=tuple(rejected),
     )
-
-
-def read_host(host: "Tree") -> Host:
-    """Return the GPUs in the order of their PCI addresses, with UUIDs where the driver shows them."""
-    found = []
-    for address in _names_in(host, f"{_PROC}/gpus"):
-        facts = _fields(host, f"{_PROC}/gpus/{address}/information")
-        if facts.get("Device Minor", "").isdigit():
-            found.append((address, int(facts["Device Minor"]), facts.get("GPU UUID", "")))
-    if not found:
-        digits = [name.removeprefix("nvidia") for name in _names_in(host, "/dev") if name.startswith("nvidia")]
-        found = [("", number, "") for number in sorted(int(digit) for digit in digits if digit.isdigit())]
-    gpus = tuple(
-        Gpu(index, number, uuid if uuid.startswith("GPU-") and "?" not in uuid else "", (f"/dev/nvidia{number}",))
-        for index, (_, number, uuid) in enumerate(found)
-        if host.kind(f"/dev/nvidia{number}") == "other"
-    )
-    return Host(gpus, _driver(host), {gpu.number: _instances(host, gpu.number) for gpu in gpus})
-
-
-def _driver(host: "Tree") -> str:
-    words = _text(host, f"{_PROC}/version").split("\n", 1)[0].split()
-    found = next((word for word in words if len(cuda.version(word)) > 1), "")
-    if not found:
-        found = _text(host, "/sys/module/nvidia/version").strip()
-    return found or nvidia_parts.version_of_libcuda(host)
-
-
-def _instances(host: "Tree", number: int) -> dict[str, str]:
-    """Return the MIG instances of a GPU that exist now, with the node that gives access to each."""
-    top = f"{_PROC}/capabilities/gpu{number}/mig"
-    found = {}
-    for name in _names_in(host, top):
-        places = [(name, f"{top}/{name}")]
-        places += [(f"{name}/{inner}", f"{top}/{name}/{inner}") for inner in _names_in(host, f"{top}/{name}")]
-        for instance, place in places:
-            minor = _fields(host, f"{place}/access").get("DeviceFileMinor", "")
-            if minor.isdigit():
-                found[instance] = f"/dev/nvidia-caps/nvidia-cap{minor}"
-    return found
 
 
 def choose(host: Host, environ: "dict[str, str]", ask: Callable[[], tuple[mig.Listed, str]]) -> Selection:
@@ -268,7 +223,7 @@ def judge(driver: str, compat: str, image_env: "dict[str, str]") -> Contribution
 
 def compat_version(image: "Tree") -> str:
     """Return the version of the libcuda that the image brings for older drivers; "" for none."""
-    names = [name.removeprefix("libcuda.so.") for name in _names_in(image, COMPAT) if name.startswith("libcuda.so.")]
+    names = [name.removeprefix("libcuda.so.") for name in names_in(image, COMPAT) if name.startswith("libcuda.so.")]
     return next((name for name in names if len(cuda.version(name)) > 1), "")
 
 
@@ -305,24 +260,3 @@ def _names(spec: "dict[str, Any]", chosen: Selection) -> tuple[str, ...]:
             return ()
         names.append(name)
     return tuple(names)
-
-
-def _names_in(tree: "Tree", path: str) -> list[str]:
-    try:
-        return tree.listdir(path)
-    except OSError:
-        return []
-
-
-def _text(tree: "Tree", path: str) -> str:
-    try:
-        with tree.open(path) as file:
-            return file.read(65536).decode(errors="replace")
-    except OSError:
-        return ""
-
-
-def _fields(tree: "Tree", path: str) -> dict[str, str]:
-    """Read `Name: value` lines."""
-    lines = (line.partition(":") for line in _text(tree, path).splitlines())
-    return {name.strip(): value.strip() for name, _, value in lines}

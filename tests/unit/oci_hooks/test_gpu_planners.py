@@ -427,6 +427,48 @@ def lists(host: Path, *more: str) -> Callable[..., str]:
     return program(host, "/usr/bin/nvidia-container-cli", script)
 
 
+INFO = f"""NVRM version:   {DRIVER}
+CUDA version:   12.2
+
+Device Index:   0
+Device Minor:   1
+Model:          NVIDIA A100
+GPU UUID:       GPU-1000-aa
+Bus Location:   00000000:0a:00.0
+
+Device Index:   1
+Device Minor:   0
+GPU UUID:       GPU-0000-aa
+Bus Location:   00000000:0b:00.0
+"""
+
+
+def hide_uuids(host: Path) -> None:
+    for path in (host / "proc/driver/nvidia/gpus").glob("*/information"):
+        path.write_text(path.read_text().replace("000-aa", "???-??"))
+
+
+@pytest.mark.parametrize("tool", ["/usr/bin/nvidia-container-cli", "/usr/bin/nvidia-smi"])
+def test_uuids_that_proc_hides_are_asked_for(planned: Planned, host: Path, tool: str) -> None:
+    hide_uuids(host)
+    assert "names GPU-0000, which this node has not" in planned({"CUDA_VISIBLE_DEVICES": "GPU-0000"}).errors[0]
+    # nvidia-smi counts by PCI address: order 0 is /dev/nvidia1
+    smi = "GPU 0: NVIDIA A100 (UUID: GPU-1000-aa)\nGPU 1: NVIDIA A100 (UUID: GPU-0000-aa)\n"
+    script = printing(INFO, "--user info") + printing(smi, "-L") + "exit 9\n"
+    part = planned({"CUDA_VISIBLE_DEVICES": "GPU-0000"}, run=program(host, tool, script))
+    assert not part.errors
+    assert nodes(part) == CONTROL | {"/dev/nvidia0"}
+
+
+def test_a_version_that_proc_does_not_show_is_asked_for(planned: Planned, host: Path) -> None:
+    (host / "proc/driver/nvidia/version").unlink()
+    for path in list((host / "usr/lib64").glob("libcuda.so.*")):
+        path.unlink()
+    run = program(host, "/usr/bin/nvidia-container-cli", printing(INFO, "--user info") + "exit 9\n")
+    part = planned(run=run, NVIDIA_REQUIRE_CUDA="cuda>=12.6")
+    assert f"driver {DRIVER}, cuda 12.2" in part.missing[0]
+
+
 def shown(part: Contribution) -> set[str]:
     return {mount.target.removeprefix(f"{LIBRARIES}/") for mount in part.mounts}
 
