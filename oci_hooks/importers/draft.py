@@ -16,6 +16,7 @@ _NAME = re.compile(rf"{_VARIABLE_NAME.pattern}\*?")
 _MODULE_NAME = re.compile(r"[^a-z0-9._-]+")
 _NO_DEVICES = ("/dev/shm", "/dev/mqueue", "/dev/hugepages", "/dev/log", "/dev/pts")  # noqa: S108 - names of mounts
 _FORBIDDEN = ("/proc", "/sys", "/dev", "/etc", "/etc/passwd", "/etc/group", "/etc/shadow", "/run", "/run/secrets")
+_PODMANS = ("netns", "ipcns", "pidns", "utsns", "cgroupns", "userns")
 # what belongs to the system cannot be written by the user who starts the container
 _SYSTEM = re.compile(r"/(usr|opt|etc|lib|lib32|lib64|bin|sbin|cvmfs)(/|$)")
 LITERAL = "podman-hpc, Sarus and Shifter take $ as it stands, a module would put the variable in"
@@ -69,6 +70,7 @@ class Draft:
     env_pass: list[str] = field(default_factory=list)
     ldconfig: bool = False
     allow_env: list[str] = field(default_factory=list)
+    podman: dict[str, str] = field(default_factory=dict)
 
     def mount(
         self,
@@ -104,6 +106,14 @@ class Draft:
         if entry not in self.mounts:
             self.mounts.append(entry)
         return ""
+
+    def podmans(self, key: str, value: str) -> bool:
+        """Add what only Podman can do, for `podman --module`; return whether a module can say it."""
+        # keep-id has a hyphen, and nothing but userns has options
+        if key not in _PODMANS or not re.fullmatch("[a-z][a-z0-9:=,-]*" if key == "userns" else "[a-z]+", value):
+            return False
+        self.podman[key] = value
+        return True
 
     def device(self, path: str, *, permissions: str = "rw") -> str:
         """Add a device node (or pattern), optional: a missing device never stops a job. Returns as `mount`."""
@@ -191,6 +201,7 @@ class Draft:
             "devices": self.devices,
             "libraries": self.libraries,
             "hooks": self.hooks,
+            "podman": self.podman,
         }
         return head + tomlkit.dumps(_given(whole))
 

@@ -2,7 +2,7 @@
 
 Keys and rules as podman-hpc 1.2 reads them (siteconfig.py, hook_tool.py): a module adds arguments to `podman run`, and
 its hook copies and binds. `SRC[:DST]` has variables, `~`, patterns in SRC, `DST/` for a directory; a relative SRC lies
-below the modules directory. Arguments that make namespaces have no translation: they act before any hook runs.
+below the modules directory. Arguments for namespaces act before any hook runs: they become the table `[podman]`.
 """
 
 import os
@@ -62,7 +62,10 @@ def _module(log: Log) -> Draft:
     if "help" in fields:
         draft.help = str(fields["help"].value)
     option = str(fields["cli_arg"].value) if "cli_arg" in fields else name
-    draft.notes.append(f"podman-hpc run --{option} is now: podman run --annotation squashmount.{draft.name}=on")
+    draft.notes.append(
+        f"podman-hpc run --{option} is now: podman --module {draft.name} run, "
+        f"or podman run --annotation squashmount.{draft.name}=on"
+    )
     if "env" in fields:
         switch = str(fields["env"].value)
         why = draft.literal("set", switch, "1")
@@ -150,6 +153,8 @@ def _argument(option: str, value: str, line: int, draft: Draft, log: Log) -> Non
             log.add(line, said, why)
     elif option in _CONTAINERS_CONF:
         key = _CONTAINERS_CONF[option]
+        if draft.podmans(key, value):
+            return
         quoted = f'"{value}"' if value else "..."
         log.add(line, said, f"acts before any hook: {key} = {quoted} in [containers] of a containers.conf module")
     elif option == "--privileged":

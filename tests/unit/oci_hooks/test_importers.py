@@ -84,6 +84,7 @@ additional_args:
   - -e DIR=$HOME/x
   - --volume=/data:/data:ro
   - --device=/dev/fuse
+  - --shm-size=1g
   - --ipc=host
   - --userns keep-id
   - --privileged
@@ -129,11 +130,11 @@ def test_podman_hpc(write: Write, tmp_path: Path) -> None:
     ]
     assert module["devices"] == [{"path": "/dev/fuse"}, {"path": "/dev/cxi*"}]
     gone = lost(result)
-    assert sorted(line for _, line in gone) == [4, 9, 14, 17, 18, 19, 20, 25, 29, 30, 31]
+    assert sorted(line for _, line in gone) == [4, 9, 14, 17, 20, 21, 26, 30, 31, 32]
     assert "podman exec" in gone["mpi.yaml", 9]
-    assert 'ipcns = "host" in [containers]' in gone["mpi.yaml", 17]
-    assert 'userns = "keep-id"' in gone["mpi.yaml", 18]
-    assert "color" in gone["mpi.yaml", 31]
+    assert module["podman"] == {"ipcns": "host", "userns": "keep-id"}
+    assert 'shm_size = "1g" in [containers]' in gone["mpi.yaml", 17]
+    assert "color" in gone["mpi.yaml", 32]
 
 
 def test_without_a_yaml_reader(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
