@@ -95,8 +95,10 @@ def test_the_plan_of_an_unpacked_image_is_the_hooks(
 
 def test_root_plans_without_a_user_namespace(make_planner: Callable[..., Planner], root: User, busybox: str) -> None:
     planner = make_planner(root)
-    image = planner.build(busybox)
-    assert "is mounted on '/work/library'" in planner.plan(image).ok()
+    # not built: Podman 5.4 raises a limit for root's builds, which not every machine allows
+    planner.node.podman("pull", "--tls-verify=false", busybox).ok()
+    said = planner.plan(busybox, "--annotation", "squashmount.site=on").ok()
+    assert "is mounted on '/private/link/library'" in said
     planner.nothing_stays()
 
 

@@ -125,3 +125,27 @@ def test_ssh_between_the_containers_of_a_step(cluster: Cluster, alice: User, ima
     done = cluster.srun(alice, "-N2", "-n2", "--label", *podman, image, "sh", "-c", VISIT)
     said = [f"{rank}: {node}: {node}, it's $HOME" for rank in (0, 1) for node in ("n1", "n2")]
     assert sorted(done.ok().splitlines()) == said
+
+
+SYNC = ("podman", "run", "--rm", "--network=host", "--annotation", "squashmount.slurm-sync=on")
+
+
+def test_the_containers_of_a_step_wait_for_the_last(cluster: Cluster, alice: User, image: str) -> None:
+    script = f'sleep "$SLURM_PROCID"; cat /proc/uptime; {" ".join(SYNC)} {image} cat /proc/uptime'
+    lines = [line.split() for line in cluster.srun(alice, *TASKS, "sh", "-c", script).ok().splitlines()]
+    came, began = [], []
+    for rank in ("0:", "1:", "2:", "3:"):
+        before, inside = [float(line[1]) for line in lines if line[0] == rank]
+        came.append(before)
+        began.append(inside)
+    assert min(began) >= max(came)
+    assert list((alice.home / ".local/state/squashmount/slurm-sync").iterdir()) == []
+
+
+def test_a_step_that_lacks_a_container_says_which(cluster: Cluster, alice: User, image: str) -> None:
+    podman = " ".join((*SYNC, "--annotation", "squashmount.slurm-sync.timeout=3"))
+    script = f'[ "$SLURM_PROCID" = 3 ] || exec {podman} {image} echo ran'
+    done = cluster.srun(alice, *TASKS, "sh", "-c", script)
+    assert done.code != 0
+    assert "ran" not in done.out
+    assert done.err.count("1 of 4 containers did not come to the barrier in 3 s: rank 3, of node n2.") == 3
