@@ -46,6 +46,9 @@ OPENSSL_CONF=/dev/null; export OPENSSL_CONF
 for _ in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
   for _ in 1 2 3 4 5 6 7 8 9 10; do
     [ ! -s {PLACE}/run/pid ] || exit 0
+    while read -r line; do
+      case $line in *"Cannot bind any address"*) exit 1 ;; esac
+    done <{PLACE}/run/log
     sleep 0.02 2>/dev/null || sleep 1 || exit
   done
 done

@@ -164,6 +164,13 @@ def test_several_containers_on_a_node_and_nothing_stays(machines: dict[str, Mach
     assert f"refused: Port {PORT + 1}, where the sshd of this container would listen, is in use" in log
     done = here.podman("run", "--annotation=squashmount.ssh=on", "--cap-drop=all", busybox, "true", SLURM_LOCALID="2")
     assert "sshd cannot run as root in this container" in done.err
+    # found by sshd itself where the port cannot be looked at before
+    here.start(busybox, "--network=none", name="f")
+    options = ("--rm", "--annotation=squashmount.ssh=on", "--network=container:f")
+    done = here.podman("run", *options, busybox, "echo", "ran")
+    assert (done.code, done.out) == (1, ""), done.err
+    assert f"sshd does not listen on port {PORT}:\n  " in done.err
+    assert "Address already in use" in done.err
     assert ours() != []
     here.podman("rm", "--all", "--force", "--time=0").ok()
     wait_for(lambda: not ours(), "every sshd ends")
