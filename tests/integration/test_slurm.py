@@ -143,9 +143,9 @@ def test_the_containers_of_a_step_wait_for_the_last(cluster: Cluster, alice: Use
 
 
 def test_a_step_that_lacks_a_container_says_which(cluster: Cluster, alice: User, image: str) -> None:
-    podman = " ".join((*SYNC, "--annotation", "squashmount.slurm-sync.timeout=3"))
+    podman = " ".join((*SYNC, "--annotation", "squashmount.slurm-sync.timeout=8"))
     script = f'[ "$SLURM_PROCID" = 3 ] || exec {podman} {image} echo ran'
     done = cluster.srun(alice, *TASKS, "sh", "-c", script)
     assert done.code != 0
     assert "ran" not in done.out
-    assert done.err.count("1 of 4 containers did not come to the barrier in 3 s: rank 3, of node n2.") == 3
+    assert done.err.count("1 of 4 containers did not come to the barrier in 8 s: rank 3, of node n2.") == 3
