@@ -8,6 +8,7 @@ import os
 
 from squashmount.errors import SquashmountError
 from squashmount.lean import TYPE_CHECKING, Any, suppress
+from squashmount.runtime import outside_uid
 
 from .plan import ANNOTATION, Copy, Device, Mount, Plan
 
@@ -25,6 +26,21 @@ def conflicts(config: dict[str, Any], plan: Plan) -> list[str]:
         f"{mount.source!r} cannot be mounted on {mount.target!r}: the container has {there[mount.target]!r} there"
         for mount in plan.mounts
         if there.get(mount.target, mount.source) != mount.source
+    ]
+
+
+def has_namespace(config: dict[str, Any], kind: str) -> bool:
+    """Tell whether the container is in another namespace of a type than the host's."""
+    return any(each.get("type") == kind for each in (config.get("linux") or {}).get("namespaces") or [])
+
+
+def unmet(config: dict[str, Any], plan: Plan) -> list[str]:
+    """Return the sentences for what the plan needs of the host and this container has not."""
+    user = ((config.get("process") or {}).get("user") or {}).get("uid", 0)
+    return [
+        text
+        for need, text in plan.needs.items()
+        if (user != outside_uid() if need == "user" else has_namespace(config, need))
     ]
 
 

@@ -138,6 +138,7 @@ def _print_plan(made: plan.Plan) -> None:
         ("because", made.reasons),
         ("not done", made.rejected),
         ("warning", made.warnings),
+        ("the container must share", tuple(made.needs)),
         ("would not start", made.errors),
     ):
         for line in lines:

@@ -145,9 +145,14 @@ class _Run:
 
         with DirectoryTree(root_of(config)) as root:
             plan, how = self._plan(config, known, selection, root)
+            unmet = apply.unmet(config, plan)
             errors = [*plan.errors, *apply.conflicts(config, plan)]
+            warnings = list(plan.warnings)
+            (errors if known.policy.missing_required == "error" else warnings).extend(unmet)
             lines = [f"done: {line}" for line in plan.reasons] + [f"not done: {line}" for line in plan.rejected]
-            lines += [f"warning: {line}" for line in plan.warnings]
+            lines += [f"warning: {line}" for line in warnings]
+            if warnings and self._speaks():
+                _say_in_podman("".join(f"{PROGRAM}: warning: {line}\n" for line in warnings), os.getppid())
             if not errors:
                 job = {**self._environ, log.STATE: self._state, log.PODMAN: _identity(os.getppid())}
                 lines += self._ssh(config, plan, known.policy, root, job) if plan.ssh else []
@@ -158,6 +163,10 @@ class _Run:
             if errors:
                 raise refusal(errors)
         return config
+
+    def _speaks(self) -> bool:
+        """Tell whether this is the task that warns for its whole step (srun(1), SLURM_PROCID)."""
+        return self._environ.get("SLURM_PROCID", "0") == "0"
 
     def _ssh(
         self, config: dict[str, Any], plan: "Plan", policy: "Policy", root: "DirectoryTree", job: dict[str, str]

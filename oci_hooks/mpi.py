@@ -105,6 +105,7 @@ def plan_mpich(question: "Question") -> Contribution:
     it is an error for the policy to judge; otherwise (auto) it is left alone.
     """
     from .fabric import agreed  # noqa: PLC0415 - it asks this planner what it starts from
+    from .launch import no_pmi, shared  # noqa: PLC0415 - the same
 
     image, host = Libraries(question.image, question.image_env), Libraries(question.host)
     rules = host_libraries(question, host)
@@ -127,7 +128,10 @@ def plan_mpich(question: "Question") -> Contribution:
     if not part.mounts:
         return part
     more = preloaded(question, gpu, mpi)
+    speaks_pmix = any(needed.startswith("libpmix.") for library in mpi for needed in library.elf.needed)
     return part._replace(
+        needs=shared(question.environ),
+        warnings=(*part.warnings, *no_pmi(question.environ, pmix=speaks_pmix, pmi=True)),
         env_prepend={**part.env_prepend, **more.env_prepend},
         reasons=(*part.reasons, *more.reasons, *common.reasons(mount.source for mount in part.mounts)),
         rejected=(*part.rejected, *more.rejected),

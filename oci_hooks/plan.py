@@ -60,7 +60,8 @@ class Contribution(NamedTuple):
     `reasons` say why, `rejected` what was considered and not done (both for people, whole sentences). `missing` is what
     a required injection lacks on the host (stops the container unless the policy says warn), `errors` always stop it,
     `warnings` never do. `env_passed` are variables of the job, which give way to what is set. `ssh` is what
-    `ssh_start` must know to give the container an sshd; {} for none.
+    `ssh_start` must know to give the container an sshd; {} for none. `needs` says what the container must have of the
+    host (ipc, network: the namespace; user: the user's own number) or else is missing, with the sentence for it.
     """
 
     mounts: tuple[Mount, ...] = ()
@@ -79,6 +80,7 @@ class Contribution(NamedTuple):
     ldconfig: bool = False
     env_passed: Map = _NOTHING
     ssh: Map = _NOTHING
+    needs: Map = _NOTHING
 
 
 class Plan(NamedTuple):
@@ -105,6 +107,7 @@ class Plan(NamedTuple):
     errors: tuple[str, ...] = ()
     passed: tuple[str, ...] = ()
     ssh: Map = _NOTHING
+    needs: Map = _NOTHING
 
     @property
     def empty(self) -> bool:
@@ -116,7 +119,7 @@ class Plan(NamedTuple):
         """Return 64 hex digits that stand for what is done to the container; not for the sentences about it."""
         import hashlib  # noqa: PLC0415 - OpenSSL, 2 ms: only where there is something to do
 
-        said = {"reasons", "rejected", "warnings", "missing", "errors", "passed"}
+        said = {"reasons", "rejected", "warnings", "missing", "errors", "passed", "needs"}
         done = {key: value for key, value in to_json(self).items() if key not in said}
         return hashlib.sha256(_text(done).encode()).hexdigest()
 

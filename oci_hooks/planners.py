@@ -63,6 +63,7 @@ PLANNERS: dict[str, str] = {
     "libraries": "host_libraries:plan_libraries",
     "mpich": "mpi:plan_mpich",
     "nvidia": "nvidia:plan_nvidia",
+    "pmix": "launch:plan_pmix",
     "rdma": "rdma:plan_rdma",
     "slurm-sync": "slurm_sync:plan_slurm_sync",
     "ssh": "ssh:plan_ssh",

@@ -346,6 +346,7 @@ def _merged(chosen: Selection, parts: list[tuple[str, Contribution]], policy: Po
         errors=tuple(errors),
         passed=tuple(name for name in passed if name not in env),
         ssh=_set_once([(name, part._replace(env_set=part.ssh)) for name, part in parts], errors),
+        needs={key: f"{name}: {text}" for name, part in parts for key, text in part.needs.items()},
     )
 
 

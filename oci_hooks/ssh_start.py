@@ -12,6 +12,7 @@ from squashmount.errors import HostError, SquashmountError, UsageError
 from squashmount.lean import TYPE_CHECKING, Any, NamedTuple, suppress
 
 from . import log, ssh_passwd
+from .apply import has_namespace
 from .leanjson import dumps
 from .policy import Policy
 from .ssh_keys import first_port, index_on_node, job_keys, job_name
@@ -58,7 +59,7 @@ def prepare(start: Start, root: "DirectoryTree", policy: Policy, environ: dict[s
         "first": first,
         "owner": list(owner),
         "strict": policy.missing_required == "error",
-        "watched": not _has_own(start.config, "pid"),
+        "watched": not has_namespace(start.config, "pid"),
         "programs": start.told["programs"],
         "argv0": start.told["argv0"],
         "nodes": environ.get("SLURM_JOB_NODELIST") or environ.get("SLURM_NODELIST") or "",
@@ -96,18 +97,13 @@ def edit(start: Start, program: str, job: dict[str, str]) -> None:
 
 def _check_port(config: dict[str, Any], port: int) -> None:
     """Raise HostError when somebody listens there. Known only in the host's network; else `start` finds out."""
-    if _has_own(config, "network") or _free(port):
+    if has_namespace(config, "network") or _free(port):
         return
     raise HostError(
         f"Port {port}, where the sshd of this container would listen, is in use on this node.",
         details="by another container of the job, or by another job",
         hint="several containers started by one task: --annotation squashmount.ssh.index=1, 2, …",
     )
-
-
-def _has_own(config: dict[str, Any], kind: str) -> bool:
-    namespaces = (config.get("linux") or {}).get("namespaces") or []
-    return any(one.get("type") == kind for one in namespaces)
 
 
 def _free(port: int) -> bool:

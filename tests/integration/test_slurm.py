@@ -98,6 +98,19 @@ def test_open_mpi_of_the_image_by_pmix(
     assert sorted(set(said) - set(latencies)) == sorted(ranks("Open MPI 5.0.7")), "no warning of a foreign UCX either"
 
 
+def test_tasks_that_could_not_find_each_other(cluster: Cluster, alice: User, image: str, programs: Path) -> None:
+    podman = ("podman", "run", "--rm", "-v", f"{programs}:/mpi:ro", *MPI)
+    alone = cluster.srun(alice, "--mpi=none", *TASKS, *podman, *SHARED, image, "/mpi/ring")
+    assert alone.ok().count("1 ranks, token 0: MPICH 4.0.2") == 4
+    assert alone.err.count("mpich: srun started 4 tasks with no PMI: each will be an MPI program of its own.") == 1
+    for option, cause in (("--network=host", "tasks of one node share memory"), ("--ipc=host", "cannot be reached")):
+        apart = cluster.srun(alice, "--mpi=pmi2", *TASKS, *podman, option, image, "/mpi/ring")
+        assert apart.code != 0
+        assert apart.err.count(cause) == 4
+        assert apart.err.count("podman --module mpi run") == 4
+        assert "ranks" not in apart.out
+
+
 def test_slurms_commands_inside(cluster: Cluster, alice: User, image: str) -> None:
     podman = (
         "podman",
