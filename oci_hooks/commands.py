@@ -17,6 +17,7 @@ from . import catalogue, hook, install, log, plan, podman_modules, unpacked
 from .labels import additional_stores
 from .planners import run_here, run_nothing, trusting
 from .planning import Image, Site, make_plan
+from .selection import PREFIX
 from .stored import Stored, find
 from .tree import DirectoryTree, SquashTree
 
@@ -47,6 +48,11 @@ def add_commands(commands: Any, add: Add) -> None:
     _add_place(made)
     made.add_argument("--program", default="", metavar="PATH", help="the installed squashmount-hook")
     made.add_argument("--policy", default="", metavar="FILE", help="instead of /etc/squashmount/hooks.toml")
+    made.add_argument(
+        "--annotated",
+        action="store_true",
+        help="only for containers with an annotation squashmount.*: the hook costs the others nothing",
+    )
     _add_place(add(commands, "remove", "remove what install wrote", _remove))
 
 
@@ -201,7 +207,10 @@ def _list(args: argparse.Namespace) -> int:
         if one.name not in known.policy.off
     ]
     if args.json:
-        hooks = [{"file": each.path, "program": each.program, "trouble": each.trouble} for each in found]
+        hooks = [
+            {"file": each.path, "program": each.program, "trouble": each.trouble, "annotated": each.annotated}
+            for each in found
+        ]
         _say(json.dumps({"modules": modules, "installed": hooks, "podman_modules": podman}, indent=2))
         return 0
     for one in sorted(known.modules.values()):
@@ -212,14 +221,24 @@ def _list(args: argparse.Namespace) -> int:
         waits += [f"image has label {name}" for name in one.when.label]
         _say(f"{one.name:16} {one.help}")
         _say(f"{'':16} on: {when or ', '.join([f'squashmount.{one.name}=on', *waits])}")
-    for each in found:
-        _say(f"installed: {each.path}" + (f": {each.trouble}" if each.trouble else ""))
+    for line in _where(found, known):
+        _say(line)
     for place, names in podman.items():
         if names:
             _say(f"podman --module: {' '.join(names)} ({place})")
     if not found:
         _say("The hook is not installed: squashmount-hooks install")
     return 0
+
+
+def _where(found: list[install.Installed], known: catalogue.Catalogue) -> Iterator[str]:
+    everywhere = ", ".join(install.on_without_annotation(known.modules.values(), known.policy))
+    for each in found:
+        yield f"installed: {each.path}" + (f": {each.trouble}" if each.trouble else "")
+        if each.annotated:
+            yield f"{'':11}only for containers with an annotation {PREFIX}*"
+            if everywhere:
+                yield f"{'':11}so never for {everywhere}: install again, without --annotated"
 
 
 def _log(args: argparse.Namespace) -> int:
@@ -242,7 +261,13 @@ def _install(args: argparse.Namespace) -> int:
     # what is wrong with the modules is said now, not at the first container
     known = catalogue.read(dict(os.environ), policy_file=policy_file)
     directory, program = _directory(args), os.path.abspath(args.program or hook.program())
-    _say(f"written: {install.install(directory, program, policy_file)}")
+    everywhere = install.on_without_annotation(known.modules.values(), known.policy)
+    if args.annotated and everywhere:
+        raise UsageError(
+            f"With --annotated the hook would not run for {', '.join(everywhere)}, which need no annotation.",
+            hint="install without --annotated, or switch them off in the policy",
+        )
+    _say(f"written: {install.install(directory, program, policy_file, annotated=args.annotated)}")
     modules = _modules_directory(args)
     if modules:
         runtime = os.path.join(os.path.dirname(program), podman_modules.RUNTIME)

@@ -2,35 +2,56 @@
 
 import json
 import os
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from squashmount import atomic
 from squashmount.errors import SpaceError, UsageError
 
+from .module import Module
+from .policy import Policy
+from .selection import PREFIX
+
 NAME = "squashmount.json"
 SITE_DIR = "/usr/share/containers/oci/hooks.d"
 """The only directory rootless Podman reads without being told (containers.conf(5), hooks_dir)."""
 
 _OTHER_DIR = "/etc/containers/oci/hooks.d"
+_OURS = f"^{re.escape(PREFIX)}"
 
 
 @dataclass(frozen=True, slots=True)
 class Installed:
-    """One of our files: where, and the program it starts; `trouble` says why that cannot work."""
+    """One of our files: where, and the program it starts; `trouble` says why that cannot work.
+
+    `annotated`: Podman starts it only for containers with an annotation of ours.
+    """
 
     path: str
     program: str
     trouble: str = ""
+    annotated: bool = False
 
 
-def hook_json(program: str, policy_file: str = "") -> str:
-    """Return the text of the file. Podman skips a hook without `always` when no annotation of its own matches."""
+def on_without_annotation(modules: Iterable[Module], policy: Policy) -> list[str]:
+    """Return the names of modules that can be on for a container without an annotation of ours."""
+    return sorted(
+        one.name
+        for one in modules
+        if one.name not in policy.off and (one.name in policy.on or one.when.always or one.when.env or one.when.label)
+    )
+
+
+def hook_json(program: str, policy_file: str = "", *, annotated: bool = False) -> str:
+    """Return the text of the file. `annotated`: Podman starts the hook only where an annotation is ours."""
     arguments = [program, "apply", *(["--policy", policy_file] if policy_file else [])]
     value = {
         "version": "1.0.0",
         "hook": {"path": program, "args": arguments},
-        "when": {"always": True},
+        # regular expressions for key and value (oci-hooks(5))
+        "when": {"annotations": {_OURS: ".*"}} if annotated else {"always": True},
         "stages": ["precreate"],
     }
     return json.dumps(value, indent=2) + "\n"
@@ -44,14 +65,14 @@ def user_dir(environ: dict[str, str]) -> str:
     return os.path.join(home, "containers", "oci", "hooks.d")
 
 
-def install(directory: str, program: str, policy_file: str = "") -> str:
+def install(directory: str, program: str, policy_file: str = "", *, annotated: bool = False) -> str:
     """Write the file and return its path. UsageError for a program Podman could not start, SpaceError."""
     if not os.access(program, os.X_OK):
         raise UsageError(f"The program {program} does not exist.", hint="name it: --program /PATH/squashmount-hook")
     path = os.path.join(directory, NAME)
     try:
         os.makedirs(directory, mode=0o755, exist_ok=True)
-        atomic.replace_text(path, hook_json(program, policy_file))
+        atomic.replace_text(path, hook_json(program, policy_file, annotated=annotated))
     except OSError as err:
         raise SpaceError(f"{path} cannot be written.", details=str(err)) from err
     return path
@@ -89,12 +110,12 @@ def installed(directories: list[str]) -> list[Installed]:
         try:
             with open(path, encoding="utf-8") as file:
                 value: dict[str, Any] = json.load(file)
-            program = str(value["hook"]["path"])
+            program, annotated = str(value["hook"]["path"]), "always" not in value["when"]
         except FileNotFoundError:
             continue
         except (OSError, ValueError, KeyError, TypeError) as err:
             found.append(Installed(path, "", f"cannot be read: {err}"))
             continue
         gone = "" if os.access(program, os.X_OK) else f"{program} does not exist: install again"
-        found.append(Installed(path, program, gone))
+        found.append(Installed(path, program, gone, annotated))
     return found

@@ -199,6 +199,22 @@ def test_installed_as_the_command_advises(hooks: Hooks, busybox: str) -> None:
     assert node.podman("run", "--rm", busybox).ok() == "hello from /work"
 
 
+def test_podman_starts_it_only_where_an_annotation_is_ours(hooks: Hooks, busybox: str) -> None:
+    hooks.module("a", '[env]\nset = { GREETING = "hooked" }')
+    place = ("--dir", str(hooks.dir), "--policy", str(hooks.policy))
+    hooks.hooks_command("install", "--annotated", *place).ok()
+    # a broken policy is what every start of the hook would tell
+    hooks.rules("nonsense = 1")
+    assert hooks.podman("run", "--rm", busybox).ok() == "hello from /work"
+    assert "nonsense" in hooks.podman("run", "--rm", "--annotation", "squashmount.a=on", busybox).err
+    hooks.rules("")
+    assert hooks.podman("run", "--rm", "--annotation", "squashmount.a=on", busybox).ok() == "hooked from /work"
+    hooks.module("b", "[when]\nalways = true")
+    refused = hooks.hooks_command("install", "--annotated", *place)
+    assert refused.code == 2
+    assert "the hook would not run for b" in refused.err
+
+
 HOSTILE = r"""
 FROM {base}
 RUN mkdir -p /traps && ln -s /etc/passwd /traps/forbidden && ln -s ../../../../../../../..{host} /traps/relative && \
