@@ -139,7 +139,7 @@ class _Run:
         return self._applied(config, known, selection)
 
     def _applied(self, config: dict[str, Any], known: catalogue.Catalogue, selection: Selection) -> dict[str, Any]:
-        from . import apply  # noqa: PLC0415 - only when something applies
+        from . import apply, pmi  # noqa: PLC0415 - only when something applies
         from .policy import in_user_namespace  # noqa: PLC0415 - the same
         from .tree import DirectoryTree  # noqa: PLC0415 - the same
 
@@ -158,6 +158,7 @@ class _Run:
                 lines += self._ssh(config, plan, known.policy, root, job) if plan.ssh else []
                 apply.copy_files(plan, root, apply.root_owner(config))
                 digest = apply.edit(config, plan, rootless=in_user_namespace(), program=program(), job=job)
+                pmi.name_socket(config, plan, self._environ)
                 lines.append(f"plan {digest} ({how})")
             log.write(self._state, self._container, lines)
             if errors:

@@ -14,6 +14,9 @@ PRIVATE = "/run/squashmount/lib"
 ANNOTATION = "squashmount.plan"
 """Under this annotation a container carries the hash of the plan that was applied to it."""
 
+PMI_SOCKET = "squashmount.pmi-fd"
+"""Under this one, for the runtime, which socket of the job's it is to leave open (`pmi`)."""
+
 
 class Mount(NamedTuple):
     """A bind mount: `target` is resolved inside the image. `create`: what may be made there (auto, file, dir, none)."""

@@ -7,14 +7,14 @@ under `squashmount.` that no module knows is an error: a mistyped one must not e
 from squashmount.lean import Callable, NamedTuple
 
 from .module import Module
-from .plan import ANNOTATION
+from .plan import ANNOTATION, PMI_SOCKET
 from .policy import Policy
 
 PREFIX = "squashmount."
 
 _YES = frozenset({"on", "true", "yes", "1"})
 _NO = frozenset({"off", "false", "no", "0"})
-_OF_OURS = frozenset({ANNOTATION})
+_OF_OURS = frozenset({ANNOTATION, PMI_SOCKET})
 
 
 class Selection(NamedTuple):

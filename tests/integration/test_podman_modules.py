@@ -96,7 +96,9 @@ def test_a_container_of_a_module_is_handled_without_it(node: Node, busybox: str)
     node.podman("rm", "one").ok()
 
 
-def test_runc_is_given_the_socket_too(node: Node, busybox: str, lab: Path) -> None:
+@pytest.fixture
+def without_crun(lab: Path) -> Iterator[str]:
+    """A PATH that has runc and no crun."""
     programs = lab / "without-crun"
     programs.mkdir()
     for name in os.listdir("/usr/bin"):
@@ -104,12 +106,61 @@ def test_runc_is_given_the_socket_too(node: Node, busybox: str, lab: Path) -> No
             (programs / name).symlink_to(f"/usr/bin/{name}")
     (programs / "runc").unlink(missing_ok=True)
     (programs / "runc").symlink_to(str(shutil.which("runc")))
-    runtime = ("--runtime", str(node.product / "bin/squashmount-runtime"))
-    options = ("--rm", "--network=host", "-e", "PMI_*")
-    path = ("env", f"PATH={programs}", "python3", "-c", TASK)
-    done = node.run(*path, "podman", *runtime, "run", *options, busybox, "sh", "-c", "echo rank $PMI_RANK >&11")
+    yield str(programs)
     shutil.rmtree(programs)
-    assert done.ok() == "rank 0"
+
+
+OPEN = "ls -l /proc/$$/fd; echo rank $PMI_RANK >&11"
+
+
+def opened(done: Done) -> tuple[dict[int, str], str]:
+    """Return the container's descriptors behind standard error, and what was said to the socket."""
+    *lines, said = done.ok().split("\n")
+    links = dict(line.split()[-3::2] for line in lines if " -> " in line)
+    return {int(number): link for number, link in links.items() if int(number) > 2}, said
+
+
+def test_a_rank_has_its_socket_and_nothing_of_conmons(node: Node, busybox: str) -> None:
+    before, behind = options(node, "mpi")
+    left, said = opened(task(node, *before, "run", "--rm", *behind, busybox, "sh", "-c", OPEN))
+    assert said == "rank 0"
+    assert list(left) == [11]
+    assert left[11].startswith("socket:")
+
+
+def test_runc_is_given_the_socket_too(node: Node, busybox: str, without_crun: str) -> None:
+    before, behind = options(node, "mpi")
+    path = ("env", f"PATH={without_crun}", "python3", "-c", TASK)
+    left, said = opened(node.run(*path, "podman", *before, "run", "--rm", *behind, busybox, "sh", "-c", OPEN))
+    assert said == "rank 0"
+    # which refuses a gap
+    assert [link for number, link in left.items() if number != 11] == ["/dev/null"] * 8
+    assert left[11].startswith("socket:")
+
+
+FORGED = """
+FROM {base}
+ENV PMI_FD=11 PMI_RANK=0
+"""
+
+
+def test_an_image_cannot_ask_for_a_descriptor(node: Node, login: Node, busybox: str, lab: Path) -> None:
+    context = lab / "forged"
+    context.mkdir()
+    (context / "Containerfile").write_text(FORGED.format(base=busybox))
+    forged = ("--format=oci", "--annotation=squashmount.pmi-fd=11 socket:[1]")
+    build = ("build", "--isolation=chroot", "--network=host", *forged, "-t", "localhost/forged:1", str(context))
+    login.podman(*build).ok()
+    login.migrate("mig", "localhost/forged:1", str(node.stores[0])).ok()
+    shutil.rmtree(context)
+    hook = ("--hooks-dir", str(node.user.home / ".config/containers/oci/hooks.d"))
+    runtime = ("--runtime", str(node.product / "bin/squashmount-runtime"))
+    look = ("sh", "-c", "ls /proc/$$/fd | xargs; echo mine >&11")
+    for way in (runtime, (*hook, *runtime)):
+        done = task(node, *way, "run", "--rm", "localhost/forged:1", *look)
+        assert "Bad file descriptor" in done.err
+        assert done.out.split() == ["0", "1", "2"]
+    login.podman("rmi", "localhost/forged:1").ok()
 
 
 def test_the_users_own_word_counts(node: Node, busybox: str) -> None:

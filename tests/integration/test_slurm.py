@@ -78,6 +78,9 @@ def test_the_hosts_mpich_by_pmi2(cluster: Cluster, alice: User, image: str, prog
     podman = ("podman", "--runtime", cluster.program("squashmount-runtime"), "run", "--rm", "-v", f"{programs}:/mpi:ro")
     own = cluster.srun(alice, "--mpi=pmi2", "-n1", *podman, image, "/mpi/ring")
     assert own.ok() == "1 ranks, token 0: MPICH 4.2.1"
+    look = ("sh", "-c", "ls /proc/$$/fd; echo $PMI_FD")
+    opened = cluster.srun(alice, "--mpi=pmi2", "-n1", *podman, *SHARED, *MPI, image, *look).ok().split()
+    assert sorted(opened[:-1]) == sorted(["0", "1", "2", opened[-1]])
     command = (*podman, *SHARED, *MPI, image, "/mpi/ring", "more")
     swapped = cluster.srun(alice, "--mpi=pmi2", *TASKS, *command, MPIR_CVAR_ENABLE_HEAVY_YIELD="1")
     said = swapped.ok().splitlines()
