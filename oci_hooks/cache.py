@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .selection import Selection
     from .tree import DirectoryTree, Target
 
-FORMAT = 2
+FORMAT = 3
 KEPT = 64
 _LIMIT = 1 << 16  # bytes of a file in /proc or /sys
 _NO_LIBRARIES = frozenset({"etc", "run", "proc", "sys", "dev", "tmp"})

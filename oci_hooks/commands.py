@@ -132,7 +132,8 @@ def _image(args: argparse.Namespace, stored: Stored | None, config: Config) -> I
             yield Image(tree, {}, annotations)
         return
     with open_image(stored.squash, config) as squash:
-        yield Image(SquashTree(squash), stored.env, annotations, lambda: stored.labels)
+        merged = {**dict(stored.manifest.words), **annotations}
+        yield Image(SquashTree(squash), stored.env, merged, lambda: stored.labels, lambda: stored.manifest)
 
 
 def _print_plan(made: plan.Plan) -> None:

@@ -13,7 +13,7 @@ from squashmount.lean import TYPE_CHECKING, Any, Callable
 
 from . import catalogue, log
 from .leanjson import dumps, loads
-from .selection import Selection, passed_variables, select
+from .selection import Manifest, Selection, passed_variables, select
 
 if TYPE_CHECKING:
     from .plan import Plan
@@ -131,6 +131,7 @@ class _Run:
             annotations=annotations,
             environ=self._environ,
             labels=lambda: _labels(config, self._environ),
+            manifest=lambda: _manifest(config, self._environ, self._state),
         )
         if not selection.modules and not selection.errors:
             if selection.rejected:
@@ -196,7 +197,7 @@ class _Run:
         env.pop("HOSTNAME", None)
         annotations = config.get("annotations") or {}
         passed = passed_variables(selection.modules, self._environ)
-        clear = not any(name in passed for one in selection.modules for name in one.env.set)
+        clear = not selection.errors and not any(name in passed for one in selection.modules for name in one.env.set)
         where = cache.place(self._state, root.root, known, selection) if clear else None
         plan = cache.recall(where, self._environ, env, annotations, passed) if where else None
         if plan is not None and still_fits(plan, root, known.trust.doubt):
@@ -267,6 +268,12 @@ def _labels(config: dict[str, Any], environ: dict[str, str]) -> dict[str, str]:
     from .labels import labels_of  # noqa: PLC0415 - only where a module asks
 
     return labels_of(config, environ)
+
+
+def _manifest(config: dict[str, Any], environ: dict[str, str], state: str) -> Manifest:
+    from .manifest import manifest_of  # noqa: PLC0415 - only for a container with an annotation of ours
+
+    return manifest_of(config, environ, state)
 
 
 def job_environment() -> dict[str, str]:

@@ -8,7 +8,7 @@ from .module import CopyRule, DeviceRule, HookRule, Module, MountRule
 from .plan import PRIVATE, Contribution, Copy, Device, Hook, Mount, Plan
 from .planners import Question, planner, run_nothing, trusting
 from .policy import Policy
-from .selection import Selection, passed_variables, select
+from .selection import Manifest, Selection, passed_variables, select
 
 if TYPE_CHECKING:
     from .tree import Tree
@@ -34,12 +34,13 @@ class Site(NamedTuple):
 
 
 class Image(NamedTuple):
-    """The container's side: files, environment, annotations, and the image's labels (asked for only when needed)."""
+    """The container's side: files, environment, annotations; the image's labels and manifest if they are needed."""
 
     tree: "Tree"
     env: dict[str, str]
     annotations: dict[str, str]
     labels: Callable[[], dict[str, str]] = dict
+    manifest: Callable[[], Manifest] = Manifest
 
 
 class _StopError(Exception):
@@ -53,7 +54,14 @@ class _StopError(Exception):
 
 def select_for(site: Site, image: Image) -> Selection:
     """Return the modules that are on for an image."""
-    return select(site.modules, site.policy, annotations=image.annotations, environ=site.environ, labels=image.labels)
+    return select(
+        site.modules,
+        site.policy,
+        annotations=image.annotations,
+        environ=site.environ,
+        labels=image.labels,
+        manifest=image.manifest,
+    )
 
 
 def make_plan(site: Site, image: Image, selection: Selection | None = None) -> Plan:

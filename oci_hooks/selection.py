@@ -17,6 +17,13 @@ _NO = frozenset({"off", "false", "no", "0"})
 _OF_OURS = frozenset({ANNOTATION, PMI_SOCKET})
 
 
+class Manifest(NamedTuple):
+    """The words under our prefix in the manifests of an image, which `image` names in messages."""
+
+    image: str = ""
+    words: tuple[tuple[str, str], ...] = ()
+
+
 class Selection(NamedTuple):
     """The modules that are on, what is required first, and why each; `errors` stop the container."""
 
@@ -33,9 +40,16 @@ def select(
     annotations: dict[str, str],
     environ: dict[str, str],
     labels: Callable[[], dict[str, str]],
+    manifest: Callable[[], Manifest] = Manifest,
 ) -> Selection:
-    """Return what is on. `labels` is called only when a module asks for labels of the image."""
+    """Return what is on.
+
+    `labels` is called only when a module asks for labels of the image, `manifest` only when there is an annotation
+    that says something to us: it could be the image's.
+    """
     asked, errors = _asked(modules, annotations)
+    if any(key.startswith(PREFIX) and key not in _OF_OURS for key in annotations):
+        errors[:0] = brought(annotations, manifest())
     unknown = [name for name in policy.on if name not in modules]
     errors += [f"The site's policy switches on the module {name}, which is not installed." for name in unknown]
     wanted: dict[str, str] = {}
@@ -70,6 +84,29 @@ def _asked(modules: dict[str, Module], annotations: dict[str, str]) -> tuple[dic
         elif value not in _NO or (name not in modules and key not in known):
             errors += _mistake(key, value, modules, known)
     return asked, errors
+
+
+def brought(annotations: dict[str, str], manifest: Manifest) -> list[str]:
+    """Return the errors for the annotations that the image says of itself: it must not choose what it gets of the host.
+
+    The same words typed by the user look the same, and are refused as well: he has others.
+    """
+    said = dict.fromkeys(
+        (key, value)
+        for key, value in manifest.words
+        if key.startswith(PREFIX) and key not in _OF_OURS and annotations.get(key) == value
+    )
+    return [
+        f"The image {manifest.image} carries the annotation {key}={value}, but only users and sites switch modules. "
+        f"Build it without, or type another value: --annotation {key}={_other(value)}."
+        for key, value in said
+    ]
+
+
+def _other(value: str) -> str:
+    if value in _YES:
+        return "off, or to have it, =" + ("yes" if value == "on" else "on")
+    return "on" if value in _NO else "VALUE"
 
 
 def _known_values(modules: dict[str, Module]) -> dict[str, set[str]]:

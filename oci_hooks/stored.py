@@ -11,16 +11,19 @@ from squashmount.ids import ImageId
 from squashmount.layout import StoreLayout, big_data_name
 
 from .labels import config_labels
+from .manifest import words_in
+from .selection import Manifest
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """One image: where its squash file is, and what its configuration says."""
+    """One image: where its squash file is, what its configuration says, and our words in its manifest."""
 
     image: ImageId
     squash: str
     env: dict[str, str]
     labels: dict[str, str]
+    manifest: Manifest
 
 
 def find(store: str, wanted: str) -> Stored:
@@ -49,7 +52,8 @@ def _read(layout: StoreLayout, image: ImageId) -> Stored:
         raise StoreError(f"The image {image[:12]} in {layout.root} cannot be read.", details=str(err)) from err
     entries = (config.get("config") or {}).get("Env") or []
     env = dict(str(entry).partition("=")[::2] for entry in entries)
-    return Stored(image, layout.squash(image, jsonio.get_str(capsule, "file")), env, config_labels(config))
+    manifest = Manifest(image[:12], tuple(words_in(image, [layout.capsule_data(image)])))
+    return Stored(image, layout.squash(image, jsonio.get_str(capsule, "file")), env, config_labels(config), manifest)
 
 
 def _names(layout: StoreLayout) -> dict[str, str]:

@@ -21,6 +21,7 @@ from . import catalogue, plan
 from .labels import config_labels
 from .planners import run_here, run_nothing, trusting
 from .planning import Image, Site, make_plan
+from .selection import PREFIX, Manifest
 from .tree import DirectoryTree
 
 
@@ -71,7 +72,12 @@ def _planned(question: dict[str, Any]) -> plan.Plan:
         here = host_root == "/"
         doubt, start = (known.trust.doubt, run_here) if here else (trusting, run_nothing)
         env = dict(str(entry).partition("=")[::2] for entry in (config.get("Config") or {}).get("Env") or [])
-        image = Image(tree, env, question["annotations"], lambda: config_labels({"config": config.get("Config")}))
+        words = tuple(
+            (key, value) for key, value in (config.get("Annotations") or {}).items() if key.startswith(PREFIX)
+        )
+        asked = {**dict(words), **question["annotations"]}
+        manifest = Manifest(name, words)
+        image = Image(tree, env, asked, lambda: config_labels({"config": config.get("Config")}), lambda: manifest)
         return make_plan(Site(known.modules, known.policy, host, environ, doubt, start), image)
 
 

@@ -268,6 +268,41 @@ def test_a_label_of_the_image_switches_a_module_on(hooks: Hooks, busybox: str) -
     assert hooks.podman("run", busybox).ok() == "labelled from /work"
 
 
+def test_an_image_switches_no_module(
+    hooks: Hooks, login: Node, make_node: Callable[..., Node], root: User, store: Path, top: Path, busybox: str
+) -> None:
+    hooks.module("mine", '[env]\nset = { GREETING = "switched" }')
+    name = "localhost/switches:1"
+    context = top / "switches"
+    context.mkdir()
+    (context / "Containerfile").write_text(f"FROM {busybox}\nENV OWN=1\n")
+    build = ("build", "--format=oci", "--annotation", "squashmount.mine=on", "--isolation=chroot", "--network=host")
+    login.podman(*build, "-t", name, str(context)).ok()
+    login.migrate("mig", name, str(store)).ok()
+    sentence = "carries the annotation squashmount.mine=on, but only users and sites switch modules."
+    rootful = make_node(root, stores=(store,))
+    for node, more in ((hooks.node, ()), (login, ()), (rootful, ("--cgroups=disabled", "--pid=private"))):
+        podman = ("--hooks-dir", str(hooks.dir), "run", "--rm", *more)
+        for options in ((), ("--annotation", "squashmount.mine=on")):
+            done = node.podman(*podman, *options, name)
+            assert done.code != 0
+            assert sentence in done.err
+        assert node.podman(*podman, "--annotation", "squashmount.mine=off", name).ok() == "hello from /work"
+        assert node.podman(*podman, "--annotation", "squashmount.mine=yes", name).ok() == "switched from /work"
+    # the same image without the annotation, as before
+    for _ in range(2):
+        done = hooks.podman("run", "--rm", "--annotation", "squashmount.mine=on", busybox)
+        assert done.ok() == "switched from /work"
+    program = str(login.product / "bin/squashmount-hooks")
+    for node in (hooks.node, login):  # from the squash file, from what Podman keeps unpacked
+        done = node.run(program, "plan", name, "--policy", str(hooks.policy))
+        assert done.code == 11
+        assert sentence in done.out
+        off = ("--annotation", "squashmount.mine=off")
+        assert sentence not in node.run(program, "plan", name, "--policy", str(hooks.policy), *off).ok()
+    login.podman("rmi", name).ok()
+
+
 def test_ldconfig_sees_the_injected_library(hooks: Hooks, debian: str) -> None:
     library = hooks.host / "libinjected.so.1"
     run("gcc", "-shared", "-Wl,-soname,libinjected.so.1", "-o", str(library), "-x", "c", "/dev/null").ok()
