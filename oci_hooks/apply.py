@@ -19,16 +19,6 @@ _CHUNK = 1 << 20
 _NO_JOB: dict[str, str] = {}
 
 
-def conflicts(config: dict[str, Any], plan: Plan) -> list[str]:
-    """Return what of the plan contradicts what the user asked for on Podman's command line."""
-    there = {mount.get("destination"): mount.get("source") for mount in config.get("mounts") or []}
-    return [
-        f"{mount.source!r} cannot be mounted on {mount.target!r}: the container has {there[mount.target]!r} there"
-        for mount in plan.mounts
-        if there.get(mount.target, mount.source) != mount.source
-    ]
-
-
 def has_namespace(config: dict[str, Any], kind: str) -> bool:
     """Tell whether the container is in another namespace of a type than the host's."""
     return any(each.get("type") == kind for each in (config.get("linux") or {}).get("namespaces") or [])

@@ -140,14 +140,14 @@ class _Run:
         return self._applied(config, known, selection)
 
     def _applied(self, config: dict[str, Any], known: catalogue.Catalogue, selection: Selection) -> dict[str, Any]:
-        from . import apply, pmi  # noqa: PLC0415 - only when something applies
+        from . import apply, pmi, volumes  # noqa: PLC0415 - only when something applies
         from .policy import in_user_namespace  # noqa: PLC0415 - the same
         from .tree import DirectoryTree  # noqa: PLC0415 - the same
 
         with DirectoryTree(root_of(config)) as root:
             plan, how = self._plan(config, known, selection, root)
             unmet = apply.unmet(config, plan)
-            errors = [*plan.errors, *apply.conflicts(config, plan)]
+            errors = [*plan.errors, *volumes.conflicts(config, plan, root)]
             warnings = list(plan.warnings)
             (errors if known.policy.missing_required == "error" else warnings).extend(unmet)
             lines = [f"done: {line}" for line in plan.reasons] + [f"not done: {line}" for line in plan.rejected]

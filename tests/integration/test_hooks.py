@@ -303,6 +303,39 @@ def test_an_image_switches_no_module(
     login.podman("rmi", name).ok()
 
 
+@pytest.mark.parametrize(
+    ("kind", "target", "place", "said"),
+    [
+        ("mounts", "/opt", "/opt/data", "it would hide '/opt/data', a volume of the container"),
+        ("mounts", "/opt/lib/new", "/opt/lib", "'/opt/lib' is a volume of the container"),
+        ("mounts", "/v/link/passwd", "/v", "'/v' is a volume of the container"),
+        ("copies", "/v/conf", "/v", "'/v' is a volume of the container"),
+    ],
+)
+def test_a_volume_of_the_user_stays_his(  # nothing is hidden in it, made in it, or reached by its links
+    hooks: Hooks, busybox: str, kind: str, target: str, place: str, said: str
+) -> None:
+    mine = hooks.node.user.home / "mine"
+    hooks.node.run("sh", "-c", f"mkdir {mine}; ln -s /etc {mine}/link").ok()
+    source = hooks.host / ("data" if target == "/opt" else "site.conf")
+    hooks.module("a", f'[when]\nalways = true\n[[{kind}]]\nsource = "{source}"\ntarget = "{target}"')
+    done = hooks.podman("run", "--rm", "-v", f"{mine}:{place}", busybox, "echo", "ran")
+    assert done.code != 0
+    assert said in done.err
+    assert hooks.node.run("ls", str(mine)).ok() == "link"
+    assert hooks.podman("run", "--rm", "-v", f"{mine}:/elsewhere", busybox, "ls", "/elsewhere").ok() == "link"
+    hooks.node.run("rm", "-r", str(mine)).ok()
+
+
+def test_what_podman_mounts_is_in_nobodys_way(hooks: Hooks, busybox: str) -> None:
+    source = hooks.host / "site.conf"
+    rules = [f'[[mounts]]\nsource = "{source}"\ntarget = "{place}"\n' for place in ("/run/x/y", "/etc/z")]
+    hooks.module("a", "[when]\nalways = true\n" + "".join(rules))
+    for options in ((), ("--network=host", "--ipc=host", "--pid=host"), ("--read-only",), ("--tmpfs=/run",)):
+        done = hooks.podman("run", "--rm", *options, busybox, "cat", "/run/x/y", "/etc/z")
+        assert done.ok() == "host's site.conf\nhost's site.conf"
+
+
 def test_ldconfig_sees_the_injected_library(hooks: Hooks, debian: str) -> None:
     library = hooks.host / "libinjected.so.1"
     run("gcc", "-shared", "-Wl,-soname,libinjected.so.1", "-o", str(library), "-x", "c", "/dev/null").ok()

@@ -85,14 +85,6 @@ def test_root_gets_a_device_node_and_the_permission() -> None:
     assert all(mount["destination"] != "/dev/null" for mount in made["mounts"])
 
 
-def test_a_mount_of_the_user_is_not_covered_in_silence() -> None:
-    config = {
-        "mounts": [{"destination": "/opt/a", "source": "/mine"}, {"destination": "/opt/a/b", "source": "/opt/a/b"}]
-    }
-    assert apply.conflicts(config, PLAN) == ["'/opt/a' cannot be mounted on '/opt/a': the container has '/mine' there"]
-    assert apply.conflicts({}, PLAN) == []
-
-
 def test_go_writes_null_for_empty_lists() -> None:
     made = edited({"process": {"env": None}, "mounts": None, "annotations": None, "hooks": None})
     assert len(made["mounts"]) == 3
