@@ -6,6 +6,8 @@
     DIR/NAME/1.G/GROUP        full groups, and so on up to the level of one directory
     DIR/.NAME.WORD            a barrier that is not yet published, or finished and on its way out
 
+DIR is the user's alone: what others could write there would be believed.
+
 The cost in all is proportional to the number of processes: each makes one file, lists one directory of at most FAN
 names, asks for `state` now and then, and takes its file away; the last to leave a directory removes it.
 
@@ -17,10 +19,13 @@ before anybody is told, so that the next one of the same name begins with a dire
 
 import errno
 import os
+import stat
 import time
 
 from squashmount.errors import SquashmountError
 from squashmount.lean import Callable, NamedTuple, suppress
+
+from .barrier_remains import remove, remove_old
 
 FAN = 32
 OLD = 24 * 3600
@@ -30,6 +35,8 @@ _REQUESTS_PER_SECOND = 2000
 """What all waiting processes together may ask of the file system."""
 _SHORTEST, _LONGEST = 0.01, 2.0  # seconds between two looks
 _GRACE = 10.0  # seconds for the process that decides to say what
+_LONGEST_STATE = 1 << 16
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _GONE = frozenset({errno.ENOENT, errno.ESTALE, errno.ENOTDIR})
 _THERE = frozenset({errno.EEXIST, errno.ENOTEMPTY})
 
@@ -66,12 +73,13 @@ class Barrier:
         self._begin = time.monotonic()
         self._word = ""
         # kept open: the name may belong to the next barrier before the last has left this one
-        self._fd = -1
+        self._fd = self._top = -1
         self._requests = self._looks = self._names = 0
 
     def wait(self) -> Passed:
         """Return when all have arrived. SquashmountError says who has not, OSError what the file system refuses."""
         try:
+            self._top = self._meeting_place()
             self._join()
             self._arrive()
             while not self._released():
@@ -84,9 +92,27 @@ class Barrier:
             self._leave()
         finally:
             self._close()
+            if self._top >= 0:
+                os.close(self._top)
         return Passed(seconds, self._requests, self._looks, self._names)
 
     # -- joining ---------------------------------------------------------------------------------------------------
+
+    def _meeting_place(self) -> int:
+        """Open the directory; make it if there is none. SquashmountError when it is not the user's alone."""
+        self._count()
+        try:
+            fd = os.open(self._directory, _DIRECTORY)
+        except FileNotFoundError:
+            self._count(2)
+            os.makedirs(self._directory, mode=0o700, exist_ok=True)
+            fd = os.open(self._directory, _DIRECTORY)
+        try:
+            _check_ours(fd, self._directory, stat.S_ISDIR)
+        except SquashmountError:
+            os.close(fd)
+            raise
+        return fd
 
     def _join(self) -> None:
         """Enter the barrier that is open under the name; make it if there is none."""
@@ -105,11 +131,12 @@ class Barrier:
         self._close()
         self._count()
         try:
-            self._fd = os.open(self._path(), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            self._fd = os.open(self._named(), _DIRECTORY, dir_fd=self._top)
         except OSError as err:
             if err.errno not in _GONE:
                 raise
             return "", ""
+        _check_ours(self._fd, os.path.join(self._directory, self._name), stat.S_ISDIR)
         return self._state()
 
     def _after_a_stop(self, verdict: str) -> None:
@@ -119,22 +146,22 @@ class Barrier:
         self._count()
         # fails when another has done so: the place is taken, and what is open under the name is new
         with suppress(OSError):
-            os.rename(self._path(), self._path(self._word))
+            self._rename(self._named(), self._named(self._word))
 
     def _make(self) -> bool:
         """Publish a new barrier; tell whether it is ours that is open now."""
         word = os.urandom(8).hex()
-        made = self._path(word)
-        self._count(4)
-        os.makedirs(self._directory, mode=0o700, exist_ok=True)
-        os.mkdir(made, 0o700)
-        with open(os.path.join(made, "state"), "x", encoding="ascii") as file:
+        made = self._named(word)
+        self._count(3)
+        os.mkdir(made, 0o700, dir_fd=self._top)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        with open(os.open(f"{made}/state", flags, 0o600, dir_fd=self._top), "w", encoding="ascii") as file:
             file.write(f"{word}\n")
         try:
-            os.rename(made, self._path())
+            self._rename(made, self._named())
         except OSError as err:
-            self._count(2)
-            _remove(made)
+            self._count(5)
+            remove(made, self._top)
             if err.errno not in _THERE:
                 raise
             return False
@@ -145,11 +172,8 @@ class Barrier:
         """Remove what the dead left: done by the one that makes a barrier, so once for all of its processes."""
         self._count(2)
         with suppress(OSError):
-            now = os.stat(os.path.join(self._path(), "state")).st_mtime  # the file system's clock
-            for name in os.listdir(self._directory):
-                path = os.path.join(self._directory, name)
-                if now - os.lstat(path).st_mtime > OLD:
-                    _remove(path)
+            now = os.stat(f"{self._named()}/state", dir_fd=self._top).st_mtime  # the file system's clock
+            remove_old(self._top, now, OLD)
 
     # -- arriving --------------------------------------------------------------------------------------------------
 
@@ -177,7 +201,7 @@ class Barrier:
     def _finish(self) -> None:
         self._count()
         # first out of the way of the next barrier, whose processes may come as soon as anybody is told
-        os.rename(self._path(), self._path(self._word))
+        self._rename(self._named(), self._named(self._word))
         self._tell("go")
 
     # -- waiting ---------------------------------------------------------------------------------------------------
@@ -221,7 +245,7 @@ class Barrier:
 
     def _reason(self, arrived: dict[int, str]) -> str:
         count = self._me.size - len(arrived)
-        who = "".join(char if char.isprintable() else "?" for char in self._missing(arrived))
+        who = _shown(self._missing(arrived))
         return f"{count} of {self._me.size} containers did not come to the barrier in {self._timeout:g} s: {who}."
 
     # -- leaving ---------------------------------------------------------------------------------------------------
@@ -239,8 +263,8 @@ class Barrier:
                     break
                 number, members, level = number // FAN, -(-members // FAN), level + 1
                 path = os.path.join(f"{level}.{number // FAN}", str(number))
-            self._count(4)
-            _remove(self._path(self._word))
+            self._count(8)
+            remove(self._named(self._word), self._top)
 
     # -- the file system -------------------------------------------------------------------------------------------
 
@@ -252,25 +276,29 @@ class Barrier:
             os.close(self._fd)
             self._fd = -1
 
-    def _path(self, word: str = "") -> str:
-        return os.path.join(self._directory, f".{self._name}.{word}" if word else self._name)
+    def _named(self, word: str = "") -> str:
+        return f".{self._name}.{word}" if word else self._name
+
+    def _rename(self, old: str, new: str) -> None:
+        os.rename(old, new, src_dir_fd=self._top, dst_dir_fd=self._top)
 
     def _opened(self, path: str, flags: int) -> int:
         self._count()
-        return os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600, dir_fd=self._fd)
+        return os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600, dir_fd=self._fd)
 
     def _state(self) -> tuple[str, str]:
         """Return word and verdict; "" for none."""
         try:
             with open(self._opened("state", os.O_RDONLY), encoding="utf-8", errors="replace") as file:
-                text = file.read()
+                _check_ours(file.fileno(), os.path.join(self._directory, self._name, "state"), stat.S_ISREG)
+                text = file.read(_LONGEST_STATE)
         except OSError as err:
             if err.errno not in _GONE:
                 raise
             return "", ""
         word, _, rest = text.partition("\n")
         # half a line is one that is being written
-        return word, rest[:-1] if rest.endswith("\n") else ""
+        return word, _shown(rest[:-1]) if rest.endswith("\n") else ""
 
     def _tell(self, verdict: str) -> None:
         with open(self._opened("state", os.O_WRONLY | os.O_APPEND), "wb", buffering=0) as file:
@@ -310,13 +338,19 @@ def pause(waited: float, size: int) -> float:
     return max(min(max(_SHORTEST, waited / 8), _LONGEST), size / _REQUESTS_PER_SECOND)
 
 
-def _remove(path: str) -> None:
-    """Remove a barrier's directory; what others remove meanwhile, or will not go, is passed over."""
-    with suppress(OSError):
-        for entry in os.scandir(path):
-            if entry.is_dir(follow_symlinks=False):
-                _remove(entry.path)
-            else:
-                with suppress(OSError):
-                    os.unlink(entry.path)
-        os.rmdir(path)
+def _shown(text: str) -> str:
+    # what others may have written goes to a terminal
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
+def _check_ours(fd: int, path: str, is_kind: Callable[[int], bool]) -> None:
+    """Raise SquashmountError for what others own or can write, or what is of another kind."""
+    found = os.fstat(fd)
+    if not is_kind(found.st_mode):
+        raise SquashmountError(f"{path} is not what a barrier makes.", hint="remove it")
+    if found.st_uid != os.geteuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise SquashmountError(
+            f"{path} belongs to another user, or others can write to it.",
+            details="what they say there would be believed",
+            hint="SQUASHMOUNT_SYNC_DIR: a directory of your own, on a file system that all nodes share",
+        )

@@ -33,6 +33,8 @@ VARIABLES = (
 _ANNOTATION = "squashmount.slurm-sync"
 _DIRECTORY = "SQUASHMOUNT_SYNC_DIR"
 _BELOW_HOME = ".local/state/squashmount/slurm-sync"
+_OWN = "squashmount-sync"
+"""Made in the job's directory, which may hold anything else."""
 _TIMEOUT = 120
 _MOST = 200
 _SHOWN = 12
@@ -52,15 +54,20 @@ def plan_slurm_sync(question: "Question") -> Contribution:
     environ = question.environ
     if not (environ.get("SLURM_STEP_ID") or environ.get("SLURM_STEPID")):
         return Contribution(rejected=("this is no step of Slurm (srun): there is nobody to wait for",))
+    # an image can carry annotations: where to make and remove files is not theirs to say
+    if f"{_ANNOTATION}.directory" in question.annotations:
+        return Contribution(errors=(f"no annotation says where containers meet: set {_DIRECTORY} in the job",))
     text = question.annotations.get(f"{_ANNOTATION}.timeout", str(_TIMEOUT))
     if not text.isdecimal() or not 1 <= int(text) <= _MOST:
         why = f"seconds from 1 to {_MOST}: Podman gives up on a runtime after 240"
         return Contribution(errors=(f"{_ANNOTATION}.timeout is {text!r}, expected {why}",))
-    directory = question.annotations.get(f"{_ANNOTATION}.directory") or environ.get(_DIRECTORY) or ""
-    if not directory and environ.get("HOME"):
-        directory = os.path.join(environ["HOME"], _BELOW_HOME)
-    if not os.path.isabs(directory):
-        return Contribution(errors=(f"no directory to meet in: {_DIRECTORY} is {directory!r}, and HOME is not set",))
+    above, below = environ.get(_DIRECTORY) or "", _OWN
+    if not above:
+        above, below = environ.get("HOME") or "", _BELOW_HOME
+    if not os.path.isabs(above):
+        why = f"{_DIRECTORY} is {environ.get(_DIRECTORY, '')!r}, HOME is {environ.get('HOME', '')!r}"
+        return Contribution(errors=(f"no absolute directory to meet in: {why}",))
+    directory = os.path.join(above, below)
     each = "node" if question.annotations.get(_ANNOTATION) == "node" else "task"
     hook = Hook("createRuntime", "", (WORD, directory, text, each), (*LATER, *VARIABLES), ORDER)
     return Contribution(

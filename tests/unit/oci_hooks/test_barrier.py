@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from squashmount.oci_hooks.barrier import OLD, Arrival, Barrier, pause
+from squashmount.oci_hooks.barrier_remains import is_barrier
 
 from squashmount.errors import SquashmountError
 
@@ -214,3 +215,135 @@ def test_who_dies_while_deciding_does_not_hold_the_others_for_ever(
     made.start(1)
     for rank in (0, 1):
         assert made.end(rank)[0]["error"] == "The process that was to end the barrier 7.0.0.task died."
+
+
+WORD = "0123456789abcdef"
+
+
+def put(top: Path, *paths: str, text: str = "") -> None:
+    for path in paths:
+        (top / path).parent.mkdir(parents=True, exist_ok=True)
+        (top / path).write_text(text)
+
+
+def age(top: Path) -> None:
+    past = time.time() - OLD - 60
+    for path in (top, *top.rglob("*")):
+        os.utime(path, (past, past), follow_symlinks=False)
+
+
+def tree(top: Path) -> dict[str, str]:
+    return {str(path.relative_to(top)): path.read_text() for path in sorted(top.rglob("*")) if path.is_file()}
+
+
+def test_what_is_not_a_barriers_stays_however_old(step: Callable[..., Step], tmp_path: Path) -> None:
+    made = step(1)
+    made.shared.mkdir(mode=0o700)
+    put(made.shared, "results/deep/thesis.dat", "1.0.0.task.txt/x", "7.0.0.tasks/state", "notes", text="mine")
+    # names of ours, and in each something that is not
+    put(made.shared, "1.0.0.task/thesis.dat", text="mine")
+    put(made.shared, "2.0.0.task/state", text="of the union\n")
+    put(
+        made.shared,
+        "3.0.0.node/state",
+        f".4.0.0.task.{WORD}/state",
+        "5.0.0.task/state",
+        "6.0.0.task/state",
+        text=f"{WORD}\n",
+    )
+    put(made.shared, "3.0.0.node/0.0/3@n1", f".4.0.0.task.{WORD}/0.0/thesis", "5.0.0.task/end", text="mine")
+    put(made.shared, "6.0.0.task/0.0/3/deep", text="mine")
+    outside = tmp_path / "outside"
+    put(outside, "state", text=f"{WORD}\n")
+    (made.shared / "8.0.0.task").symlink_to(outside)
+    (made.shared / "9.0.0.task").mkdir()
+    os.mkfifo(made.shared / "9.0.0.task/state")
+    age(made.shared)
+    before = tree(made.shared)
+    assert made.run()[0][0]["error"] == ""
+    assert tree(made.shared) == before
+    assert tree(outside) == {"state": f"{WORD}\n"}
+    assert (made.shared / "9.0.0.task/state").is_fifo()
+
+
+def test_what_the_dead_left_goes_in_every_state_they_left_it(step: Callable[..., Step]) -> None:
+    made = step(1)
+    made.shared.mkdir(mode=0o700)
+    put(made.shared, "1.0.0.task/state", "2.0.0.node/state", f".3.0.0.task.{WORD}/state", text=f"{WORD}\ngo\n")
+    put(made.shared, "1.0.0.task/0.0/3@n1.x", "1.0.0.task/0.12/400@n7", "1.0.0.task/1.0/12", "2.0.0.node/end")
+    put(made.shared, f".4.0.0.task.{WORD}/state")
+    (made.shared / f".5.0.0.task.{WORD}").mkdir()
+    age(made.shared)
+    assert made.run()[0][0]["error"] == ""
+    assert list(made.shared.iterdir()) == []
+
+
+def test_names_of_barriers() -> None:
+    ours = ("7.0.0.task", "7.0.0.node", f".7.0.0.task.{WORD}")
+    assert [name for name in ours if not is_barrier(name)] == []
+    others = (
+        *(
+            "",
+            ".",
+            "..",
+            "task",
+            "7.0.0",
+            ".7.0.0.task",
+            f"7.0.0.task.{WORD}",
+            "7.0.0.job",
+            "7.0.0.task.old",
+            "x.0.0.task",
+        ),
+        *("7..0.task", "-7.0.0.task", "\u0667.0.0.task", f".7.0.0.task.{WORD}0", ".7.0.0.task.0123456789abcdeg"),
+    )
+    assert [name for name in others if is_barrier(name)] == []
+
+
+def error_of(made: Step, rank: int = 0) -> str:
+    made.start(rank)
+    return str(made.end(rank)[0]["error"])
+
+
+def test_a_state_that_is_no_file_holds_up_nobody(step: Callable[..., Step]) -> None:
+    made = step(2, timeout=20)
+    (made.shared / made.name).mkdir(parents=True, mode=0o700)
+    made.shared.chmod(0o700)
+    os.mkfifo(made.shared / made.name / "state")
+    begin = time.monotonic()
+    assert "7.0.0.task/state is not what a barrier makes." in error_of(made)
+    assert time.monotonic() - begin < 15
+    (made.shared / made.name / "state").unlink()
+    (made.shared / made.name / "state").symlink_to("/etc/hostname")
+    assert "Too many levels of symbolic links" in error_of(made)
+
+
+def test_what_was_written_before_is_shown_without_control_characters(step: Callable[..., Step]) -> None:
+    made = step(2, timeout=2)
+    put(made.shared, f"{made.name}/state", text=f"{WORD}\nstopped \x1b[2Jdone\n")
+    for path in (made.shared, made.shared / made.name):
+        path.chmod(0o700)
+    said = error_of(made)
+    assert said.startswith("\\x1b[2Jdone")
+    assert "\x1b" not in said
+
+
+@pytest.mark.parametrize("place", ["", "7.0.0.task", "7.0.0.task/state"])
+@pytest.mark.parametrize("mode", [0o720, 0o702])
+def test_what_others_can_write_is_not_believed(step: Callable[..., Step], place: str, mode: int) -> None:
+    made = step(1)
+    put(made.shared, f"{made.name}/state", text=f"{WORD}\n")
+    for path in (made.shared, made.shared / made.name):
+        path.chmod(0o700)
+    (made.shared / place).chmod(mode)
+    assert f"{made.shared / place} belongs to another user, or others can write to it." in error_of(made)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make what belongs to others")
+@pytest.mark.parametrize("place", ["", "7.0.0.task", "7.0.0.task/state"])
+def test_what_belongs_to_others_is_not_believed(step: Callable[..., Step], place: str) -> None:
+    made = step(1)
+    put(made.shared, f"{made.name}/state", text=f"{WORD}\n")
+    for path in (made.shared, made.shared / made.name):
+        path.chmod(0o700)
+    os.chown(made.shared / place, 12345, 12345)
+    assert f"{made.shared / place} belongs to another user, or others can write to it." in error_of(made)

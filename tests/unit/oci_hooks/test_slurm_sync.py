@@ -73,17 +73,19 @@ def asked(site: Site, environ: dict[str, str], **annotations: str) -> subprocess
 
 
 def test_what_can_be_said_about_it(site: Site) -> None:
-    keys = {"slurm_sync": "node", "slurm_sync.timeout": "30", "slurm_sync.directory": "/shared/x"}
-    made = json.loads(asked(site, STEP, **keys).stdout)
-    assert made["hooks"]["createRuntime"][0]["args"][2:] == ["/shared/x", "30", "node"]
-    made = json.loads(asked(site, {**STEP, "SQUASHMOUNT_SYNC_DIR": "/site"}, slurm_sync="on").stdout)
-    assert made["hooks"]["createRuntime"][0]["args"][2] == "/site"
+    environ = {**STEP, "SQUASHMOUNT_SYNC_DIR": "/site"}
+    made = json.loads(asked(site, environ, **{"slurm_sync": "node", "slurm_sync.timeout": "30"}).stdout)
+    assert made["hooks"]["createRuntime"][0]["args"][2:] == ["/site/squashmount-sync", "30", "node"]
+    # an image can carry annotations
+    done = asked(site, environ, **{"slurm_sync": "on", "slurm_sync.directory": "/home/bob"})
+    assert done.returncode == 1
+    assert b"no annotation says where containers meet: set SQUASHMOUNT_SYNC_DIR in the job" in done.stderr
     for seconds in ("0", "201", "1e9", "-1", ""):
         done = asked(site, STEP, **{"slurm_sync": "on", "slurm_sync.timeout": seconds})
         assert done.returncode == 1
         assert b"expected seconds from 1 to 200" in done.stderr
     done = asked(site, {**STEP, "SQUASHMOUNT_SYNC_DIR": "not/absolute"}, slurm_sync="on")
-    assert b"no directory to meet in: SQUASHMOUNT_SYNC_DIR is 'not/absolute'" in done.stderr
+    assert b"no absolute directory to meet in: SQUASHMOUNT_SYNC_DIR is 'not/absolute'" in done.stderr
     done = asked(site, {}, slurm_sync="on")
     assert "hooks" not in json.loads(done.stdout)
     assert "not done: slurm-sync: this is no step of Slurm (srun)" in site.log()
