@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .selection import Selection
     from .tree import DirectoryTree, Target
 
-FORMAT = 3
+FORMAT = 4
 KEPT = 64
 _LIMIT = 1 << 16  # bytes of a file in /proc or /sys
 _NO_LIBRARIES = frozenset({"etc", "run", "proc", "sys", "dev", "tmp"})
@@ -77,8 +77,15 @@ class WatchedVariables(dict[str, str]):
 
 def _answers(values: Any, asked: Any) -> dict[str, str | None]:
     if _EVERYTHING in asked:
-        return {_EVERYTHING: "\0".join(sorted(f"{key}={dict.get(values, key)}" for key in dict.keys(values)))}
-    return {key: dict.get(values, key) for key in sorted(map(str, asked))}
+        return {_EVERYTHING: _answer(values, _EVERYTHING)}
+    return {key: _answer(values, key) for key in sorted(map(str, asked))}
+
+
+def _answer(values: Any, key: str) -> str | None:
+    if not key.endswith(_EVERYTHING):
+        return dict.get(values, key)
+    # a planner was given all that begin so
+    return "\0".join(sorted(f"{name}={value}" for name, value in dict.items(values) if name.startswith(key[:-1])))
 
 
 class WatchedTree:

@@ -13,7 +13,7 @@ from squashmount.lean import Any, NamedTuple
 from . import module, policy
 from .leanjson import dumps, loads
 
-FORMAT = 2
+FORMAT = 3
 COMPILED = "hook-modules.json"
 
 

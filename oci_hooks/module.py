@@ -95,6 +95,7 @@ class Module(NamedTuple):
     hooks: tuple[HookRule, ...] = ()
     ldconfig: bool = False
     allow_env: tuple[str, ...] = ()
+    image_env: tuple[str, ...] = ()
     podman: dict[str, Any] = {}  # noqa: RUF012 - a NamedTuple's default, never changed
 
 

@@ -111,6 +111,11 @@ KEYS: Mapping[str, Key] = {
     ),
     "ldconfig": Key("boolean", "true: the container's ld.so.cache is made anew"),
     "allow_env": Key("strings", "variables of the host job that $NAME in this file may name", pattern=_VARIABLE),
+    "image_env": Key(
+        "strings",
+        "variables of the container's environment that the planner may read; NAME* for all that begin so",
+        pattern=rf"{_VARIABLE}\*?",
+    ),
     "podman": Key(
         "table",
         "what only Podman can do, for the files of `podman --module NAME` (containers.conf(5))",

@@ -34,7 +34,7 @@ def run_here(*argv: str) -> str:
 
 
 class Question(NamedTuple):
-    """What a planner is asked. `image_env` is the container's environment, `environ` the host job's.
+    """What a planner is asked. `image_env`: of the container's environment what the module names; `environ`: the job's.
 
     `modules` are all that are on, `planners` theirs: what one does may depend on another's being there. `doubt` says
     why a file of the host is not to be trusted: what a planner is told by a file, somebody else could have written.
@@ -70,6 +70,23 @@ PLANNERS: dict[str, str] = {
     "timestamp": "timestamp:plan_timestamp",
 }
 """Name of the planner -> "module:function" in this folder, for example "mpich": "mpi:plan_mpich"."""
+
+_LIBRARIES = ("LD_LIBRARY_PATH", "PATH")  # where an image has libraries of its own
+_FABRIC = (*_LIBRARIES, "FI_PROVIDER_PATH")
+
+READS: dict[str, tuple[str, ...]] = {
+    "amd": ("ROCR_VISIBLE_DEVICES",),
+    "glibc": _LIBRARIES,
+    "libraries": _FABRIC,
+    "mpich": _FABRIC,
+    "nvidia": (
+        *("CUDA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES", "NVIDIA_DISABLE_REQUIRE", "NVIDIA_REQUIRE_CUDA"),
+        *("NVIDIA_REQUIRE_DRIVER", "NVIDIA_REQUIRE_BRAND", "NVIDIA_REQUIRE_ARCH", "NVIDIA_REQUIRE_JETPACK"),
+    ),
+    "pmix": _LIBRARIES,
+    "rdma": _LIBRARIES,
+}
+"""What each planner asks of the container's environment: it gets that only of modules that name it (`image_env`)."""
 
 
 def planner(name: str) -> Planner | None:

@@ -94,7 +94,7 @@ def _planned(name: str, site: Site, image: Image, module: Module, modules: tuple
     plan = planner(name)
     if plan is None:
         return Contribution(errors=(f"the planner {name!r} does not exist in this version",))
-    tables = (image.annotations, site.environ, image.env)
+    tables = (image.annotations, site.environ, _named(module.image_env, image.env))
     planners = tuple(each.planner for each in modules if each.planner)
     part = plan(Question(module, image.tree, site.host, site.policy, *tables, planners, modules, site.doubt, site.run))
     rules = _Rules(site, image, module)
@@ -110,6 +110,18 @@ def _planned(name: str, site: Site, image: Image, module: Module, modules: tuple
     except _StopError as stop:
         return part._replace(mounts=(), errors=(*part.errors, stop.why))
     return part._replace(mounts=tuple(mounts))
+
+
+def _named(names: tuple[str, ...], env: dict[str, str]) -> dict[str, str]:
+    """Return the variables that a module names. Asked for by that name: so `cache` knows them."""
+    found: dict[str, str] = {}
+    for name in names:
+        value = env.get(name)
+        if name.endswith("*"):
+            found |= {each: text for each, text in dict.items(env) if each.startswith(name[:-1])}
+        elif value is not None:
+            found[name] = value
+    return found
 
 
 class _Rules:
@@ -329,13 +341,14 @@ def _merged(chosen: Selection, parts: list[tuple[str, Contribution]], policy: Po
     else:
         errors += missing
     mounts = _unique_mounts(parts, errors)
+    copies = _unique_copies(parts, mounts, errors)
     env = _set_once(parts, errors)
     passed = {name: value for _, part in parts for name, value in part.env_passed.items()}
     kept_out = [name for name, value in passed.items() if env.get(name, value) != value]
     return Plan(
         modules=tuple(module.name for module in chosen.modules),
         mounts=mounts,
-        copies=_unique(part.copies for _, part in parts),
+        copies=copies,
         devices=_unique(part.devices for _, part in parts),
         env_set={**env, **passed, **env},
         env_prepend=_joined(sorted((part.env_prepend for _, part in parts), key=_is_private)),
@@ -375,6 +388,29 @@ def _unique_mounts(parts: list[tuple[str, Contribution]], errors: list[str]) -> 
                 text = f"{name}: {mount.source!r} and {before.source!r} (module {other}) are both to be mounted on"
                 errors.append(f"{text} {mount.target!r}")
     return tuple(mount for _, mount in found.values())
+
+
+def _unique_copies(
+    parts: list[tuple[str, Contribution]], mounts: tuple[Mount, ...], errors: list[str]
+) -> tuple[Copy, ...]:
+    """Return the copies; adds an error where two differ, or where a mount would hide or need what is copied."""
+    found: dict[str, tuple[str, Copy]] = {}
+    for name, part in parts:
+        for copy in part.copies:
+            other, before = found.setdefault(copy.target, (name, copy))
+            if before != copy:
+                text = f"{name}: {copy.source!r} and {before.source!r} (module {other}) are both to be copied to"
+                errors.append(f"{text} {copy.target!r}" + _modes(copy, before))
+    for name, copy in found.values():
+        for mount in mounts:
+            if f"{copy.target}/".startswith(f"{mount.target}/") or mount.target.startswith(f"{copy.target}/"):
+                text = f"{name}: {copy.source!r} is to be copied to {copy.target!r}, and {mount.source!r} mounted on"
+                errors.append(f"{text} {mount.target!r}")
+    return tuple(copy for _, copy in found.values())
+
+
+def _modes(one: Copy, other: Copy) -> str:
+    return f", with modes {one.mode} and {other.mode}" if one.source == other.source else ""
 
 
 def _set_once(parts: list[tuple[str, Contribution]], errors: list[str]) -> dict[str, str]:

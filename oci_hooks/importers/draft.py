@@ -20,6 +20,12 @@ _PODMANS = ("netns", "ipcns", "pidns", "utsns", "cgroupns", "userns")
 # what belongs to the system cannot be written by the user who starts the container
 _SYSTEM = re.compile(r"/(usr|opt|etc|lib|lib32|lib64|bin|sbin|cvmfs)(/|$)")
 LITERAL = "podman-hpc, Sarus and Shifter take $ as it stands, a module would put the variable in"
+READS = {
+    "amd": ("ROCR_VISIBLE_DEVICES",),
+    "libraries": ("LD_LIBRARY_PATH", "PATH", "FI_PROVIDER_PATH"),
+    "mpich": ("LD_LIBRARY_PATH", "PATH", "FI_PROVIDER_PATH"),
+}
+"""What the planners of imported modules ask of the container's environment, as in `planners`."""
 READ_ONLY = ("ro", "nosuid", "nodev")
 WRITABLE = ("rw", "nosuid", "nodev")
 
@@ -194,6 +200,7 @@ class Draft:
             "requires": self.requires,
             "ldconfig": self.ldconfig or None,
             "allow_env": self.allow_env,
+            "image_env": READS.get(self.planner or ("libraries" if self.libraries else "")),
             "when": _given(when),
             "env": _given(env),
             "mounts": self.mounts,

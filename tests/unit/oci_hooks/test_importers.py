@@ -15,8 +15,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peers import PODMAN_HPC
+from squashmount.oci_hooks import planners
 from squashmount.oci_hooks.cli import main
-from squashmount.oci_hooks.importers import KINDS, Translated, translate
+from squashmount.oci_hooks.importers import KINDS, Translated, draft, translate
 from squashmount.oci_hooks.module import load
 from squashmount.oci_hooks.plan import Plan
 from squashmount.oci_hooks.planning import Image, Site, make_plan
@@ -642,3 +643,7 @@ def test_the_command_writes_modules_that_pass_check(
     assert 'name = "fast-mpi"' in (made / "fast-mpi.toml").read_text()
     assert main(["import", "--from", "podman-hpc", path]) == 0
     assert "### fast-mpi.toml\n# from podman-hpc's module fast-mpi\n" in capsys.readouterr().out
+
+
+def test_what_imported_modules_read_is_what_the_planners_ask_for() -> None:
+    assert {name: planners.READS[name] for name in draft.READS} == draft.READS

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from squashmount.oci_hooks import module, plan, planners, planning
+from squashmount.oci_hooks.cache import WatchedVariables
 from squashmount.oci_hooks.module import Module
 from squashmount.oci_hooks.plan import Contribution, Copy, Device, Hook, Mount, Plan
 from squashmount.oci_hooks.planning import Image, Site, make_plan
@@ -48,7 +49,8 @@ def planned(host: Path, image: Path) -> Iterator[Planning]:
             policy = Policy(**options.get("policy", {}))
             site = Site(modules, policy, host_tree, options.get("environ", {}), options.get("doubt", lambda _: ""))
             labels = options.get("labels", {})
-            return make_plan(site, Image(image_tree, {}, options.get("annotations", {}), lambda: labels))
+            env = options.get("env", {})
+            return make_plan(site, Image(image_tree, env, options.get("annotations", {}), lambda: labels))
 
         yield planned
 
@@ -304,3 +306,44 @@ def test_the_table_of_planners_is_right() -> None:
     for name in planners.PLANNERS:
         assert callable(planners.planner(name))
     assert planners.planner("none") is None
+
+
+def test_two_copies_to_one_place(planned: Planning) -> None:
+    def copies(name: str, source: str, **rule: str) -> dict[str, Any]:
+        return on(name, copies=[{"source": source, "target": "/etc/x", **rule}])
+
+    first, second = copies("a", "/etc/site.conf"), copies("b", "/opt/lib/liba.so.1")
+    assert planned(first, second).errors == (
+        "b: '/opt/lib/liba.so.1' and '/etc/site.conf' (module a) are both to be copied to '/etc/x'",
+    )
+    (error,) = planned(first, copies("b", "/etc/site.conf", mode="0600")).errors
+    assert error.endswith("are both to be copied to '/etc/x', with modes 0600 and 0644")
+    assert planned(first, copies("b", "/etc/site.conf")).copies == (Copy("/etc/site.conf", "/etc/x"),)
+
+
+@pytest.mark.parametrize("target", ["/opt", "/opt/x", "/opt/x/y"])
+def test_a_copy_and_a_mount_in_one_place(planned: Planning, target: str) -> None:
+    mounts = on("m", mounts=[{"source": "/opt/lib", "target": target}])
+    copies = on("c", copies=[{"source": "/etc/site.conf", "target": "/opt/x"}])
+    assert planned(mounts, copies).errors == (
+        f"c: '/etc/site.conf' is to be copied to '/opt/x', and '/opt/lib' mounted on '{target}'",
+    )
+    assert planned(on("m", mounts=[{"source": "/opt/lib", "target": "/opt/xx"}]), copies).errors == ()
+
+
+def test_a_planner_sees_what_the_module_names(planned: Planning, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[dict[str, str]] = []
+
+    def ask(question: planners.Question) -> Contribution:
+        seen.append(question.image_env)
+        return Contribution()
+
+    monkeypatch.setattr(planning, "planner", lambda _name: ask)
+    env = WatchedVariables({"A": "1", "A_B": "2", "A_C": "3", "SECRET": "4"})
+    for names in ([], ["A", "NONE"], ["A_*"]):
+        planned(on("m", planner="any", image_env=names), env=env)
+    assert seen == [{}, {"A": "1"}, {"A_B": "2", "A_C": "3"}]
+    # what a remembered plan depends on
+    env = WatchedVariables(dict(env))
+    planned(on("m", planner="any", image_env=["A", "NONE", "A_*"]), env=env)
+    assert env.answers() == {"A": "1", "A_*": "A_B=2\0A_C=3", "NONE": None}

@@ -8,7 +8,7 @@ import pytest
 from elf_files import library
 from squashmount.oci_hooks import module, policy
 from squashmount.oci_hooks.plan import Device, Plan
-from squashmount.oci_hooks.planners import PLANNERS
+from squashmount.oci_hooks.planners import PLANNERS, READS
 from squashmount.oci_hooks.planning import Image, Site, make_plan
 from squashmount.oci_hooks.policy import Policy
 from squashmount.oci_hooks.tree import DirectoryTree
@@ -165,3 +165,9 @@ def test_slingshot(planned: Planning, host: Path) -> None:
     assert plan.modules == ("libfabric-cxi", "nccl-plugin")
     assert plan.env_set["NCCL_SOCKET_IFNAME"] == "hsn"
     assert "/run/squashmount/lib/libnccl-net.so" in targets(plan)
+
+
+@pytest.mark.parametrize("one", MODULES.values(), ids=MODULES)
+def test_what_is_read_of_the_containers_environment_is_named(one: module.Module) -> None:
+    planner = one.planner or ("libraries" if one.libraries else "")
+    assert one.image_env == READS.get(planner, ())
