@@ -9,8 +9,7 @@ from typing import Any
 
 from squashmount.errors import EXIT_FINDINGS, EXIT_INTERRUPTED, SquashmountError, UsageError, report
 
-from . import module_keys, policy
-from .module import load_table
+from . import module_keys
 
 PROGRAM = "squashmount-hooks"
 
@@ -82,6 +81,7 @@ def say(text: str) -> None:
 def _add_check(commands: Any) -> None:
     made = add_command(commands, "check", "say what is wrong with module files, or with the site's policy file", _check)
     made.add_argument("files", nargs="*", metavar="FILE", help="modules; a file named hooks.toml is a policy")
+    made.add_argument("--policy", default="", metavar="FILE", help="judge modules by it; default: the site's")
     made.add_argument("--schema", action="store_true", help="print the JSON schema of a module file")
 
 
@@ -91,18 +91,12 @@ def _check(args: argparse.Namespace) -> int:
         return 0
     if not args.files:
         raise UsageError("No file is named.", hint="squashmount-hooks check /etc/squashmount/modules.d/*.toml")
+    from .check_command import check  # noqa: PLC0415 - only for this command
+
     wrong = 0
-    for path in args.files:
-        is_policy = os.path.basename(path) == os.path.basename(policy.POLICY_FILE)
-        try:
-            table = policy.load_table(path) if is_policy else load_table(path)
-        except UsageError as err:
-            wrong += 1
-            sys.stderr.write(f"{err}\n")
-            continue
-        what = "policy" if is_policy else f"module {table['name']}"
-        doubt = policy.Trust(policy.Policy()).doubt(path)
-        say(f"{path}: {what}: fine" + (f", but the hook would not trust it: {doubt}" if doubt else ""))
+    for text, right in check(args.files, policy_file=args.policy, environ=dict(os.environ)):
+        wrong += not right
+        (sys.stdout if right else sys.stderr).write(f"{text}\n")
     return EXIT_FINDINGS if wrong else 0
 
 
