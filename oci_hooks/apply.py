@@ -10,7 +10,8 @@ from squashmount.errors import SquashmountError
 from squashmount.lean import TYPE_CHECKING, Any, suppress
 from squashmount.runtime import outside_uid
 
-from .plan import ANNOTATION, Copy, Device, Mount, Plan
+from .log import LATER
+from .plan import ANNOTATION, Copy, Device, Hook, Mount, Plan
 
 if TYPE_CHECKING:
     from .tree import DirectoryTree
@@ -52,15 +53,14 @@ def edit(config: dict[str, Any], plan: Plan, *, rootless: bool, program: str, jo
         else:
             _add_device(config.setdefault("linux", {}), device)
     hooks = config["hooks"] = config.get("hooks") or {}
-    for hook in sorted(plan.hooks, key=lambda one: one.order):
+    renew = [Hook("createContainer", "", ("ldconfig",), LATER)] if plan.ldconfig else []
+    for hook in [*sorted(plan.hooks, key=lambda one: one.order), *renew]:
         own = [] if hook.path else [program]
         made: dict[str, Any] = {"path": hook.path or program, "args": [*own, *hook.args]}
         env = [entry if "=" in entry else f"{entry}={job[entry]}" for entry in hook.env if "=" in entry or entry in job]
         if env:
             made["env"] = env
         _add_once(hooks.setdefault(hook.stage, []), made)
-    if plan.ldconfig:
-        _add_once(hooks.setdefault("createContainer", []), {"path": program, "args": [program, "ldconfig"]})
     if not hooks:
         del config["hooks"]
     digest = plan.hash

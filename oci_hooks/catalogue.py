@@ -114,7 +114,11 @@ def _listed(directory: str) -> list[str]:
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as err:
-        raise SquashmountError(f"The modules in {directory} cannot be read.", details=str(err)) from err
+        raise SquashmountError(
+            f"The modules in {directory} cannot be read.",
+            details=str(err),
+            hint="everybody must be able to read it, or the policy (modules = [...]) must not name it",
+        ) from err
 
 
 def _stamps(paths: list[str]) -> list[list[Any]]:

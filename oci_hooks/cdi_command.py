@@ -50,7 +50,11 @@ def _nvidia(host: Tree, remarks: list[str], *, here: bool) -> dict[str, Any] | N
         facts = nvidia_host.completed(facts, lambda argv: nvidia.said_by(question, argv, remarks))
     parts, origin = nvidia.driver_parts(question, facts.driver, remarks)
     if not nvidia.has_cuda(parts):
-        raise HostError(f"libcuda.so of the driver {facts.driver or '(unknown)'} is not on this host.")
+        raise HostError(
+            f"libcuda.so of the driver {facts.driver or '(unknown)'} is not on this host.",
+            details="looked for in the loader's cache and directories",
+            hint="install the driver's libraries, then run ldconfig as root",
+        )
     remarks.append(f"{len(facts.gpus)} GPUs, driver {facts.driver or 'unknown'}, libraries {origin}")
     # in a directory of their own only the cache leads to them
     program = hook.program()

@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -33,8 +34,13 @@ def add_commands(commands: Any, add: Add) -> None:
     made.add_argument("--host", default="/", metavar="DIR", help="plan with the files of this host (default /)")
     _add_common(made)
 
-    made = add(commands, "test", "run the hook for a root file system and show what it changes", _test)
-    made.add_argument("rootfs", metavar="ROOTFS", help="a directory; files that modules copy are written into it")
+    made = add(
+        commands,
+        "test",
+        "run the hook (of stage precreate, and ldconfig) for a root file system and show what it changes",
+        _test,
+    )
+    made.add_argument("rootfs", metavar="ROOTFS", help="a directory; copied files and ld.so.cache are written into it")
     _add_common(made)
 
     made = add(commands, "list", "list the modules of this host, and where the hook is installed", _list)
@@ -76,13 +82,14 @@ def _say(text: str) -> None:
 def _annotations(given: list[str]) -> dict[str, str]:
     for text in given:
         if "=" not in text:
-            raise UsageError(f"--annotation {text} is not KEY=VALUE.")
+            raise UsageError(f"--annotation {text} is not KEY=VALUE.", hint="as in: --annotation squashmount.mpi=auto")
     return dict(text.partition("=")[::2] for text in given)
 
 
 def _plan(args: argparse.Namespace) -> int:
     if bool(args.image) == bool(args.rootfs):
-        raise UsageError("Expected either IMAGE or --rootfs DIR.")
+        given = "both are given" if args.image else "neither is given"
+        raise UsageError("Expected either IMAGE or --rootfs DIR.", details=given, hint="squashmount-hooks plan IMAGE")
     environ = dict(os.environ)
     known = catalogue.read(environ, policy_file=args.policy)
     # the owners of another host's files say nothing here, and its programs would speak of this one
@@ -177,6 +184,8 @@ def _test(args: argparse.Namespace) -> int:
         sys.stderr.write(f"{err.details.partition(chr(10))[2] or err}\n")
         return EXIT_FINDINGS
     edited = json.loads(out)
+    later = [(stage, one) for stage, hooks in edited.get("hooks", {}).items() for one in hooks]
+    failed = [each for _, one in later if _needs_no_runtime(one) and (each := _renewed(args.rootfs, one))]
     changed = {key: value for key, value in edited.items() if value != config.get(key)}
     if args.json:
         _say(json.dumps(changed, indent=2))
@@ -188,12 +197,30 @@ def _test(args: argparse.Namespace) -> int:
         for entry in edited["process"]["env"]:
             if entry not in config["process"]["env"]:  # type: ignore[index]
                 _say(f"environment: {entry}")
-        for stage, hooks in edited.get("hooks", {}).items():
-            for one in hooks:
-                _say(f"hook: {stage}: {' '.join(one['args'])}")
+        for stage, one in later:
+            how = "was run, without the mounts" if _needs_no_runtime(one) else "was not run, which takes a container"
+            _say(f"hook: {stage}: {' '.join(one['args'])} ({how})")
         for device in edited.get("linux", {}).get("devices", []):
             _say(f"device: {device['path']}")
-    return 0
+    for said in failed:
+        sys.stderr.write(f"{said}\n")
+    return EXIT_FINDINGS if failed else 0
+
+
+def _needs_no_runtime(one: dict[str, Any]) -> bool:
+    return bool(one["args"][:2] == [hook.program(), "ldconfig"])
+
+
+def _renewed(rootfs: str, one: dict[str, Any]) -> str:
+    """Run a hook that makes ld.so.cache anew as the runtime would; return what it says when it fails."""
+    with tempfile.TemporaryDirectory() as bundle:
+        with open(os.path.join(bundle, "config.json"), "w", encoding="utf-8") as file:
+            json.dump({"root": {"path": os.path.abspath(rootfs)}}, file)
+        try:
+            run(*one["args"], stdin=json.dumps({"id": "test", "bundle": bundle}).encode(), env={})
+        except ToolError as err:
+            return err.details.partition("\n")[2] or str(err)
+    return ""
 
 
 def _list(args: argparse.Namespace) -> int:

@@ -9,11 +9,11 @@ import os
 import sys
 
 from squashmount.errors import SquashmountError, UsageError, report
-from squashmount.lean import TYPE_CHECKING, Any, Callable
+from squashmount.lean import TYPE_CHECKING, Any, Callable, suppress
 
 from . import catalogue, log
 from .leanjson import dumps, loads
-from .selection import Manifest, Selection, passed_variables, select
+from .selection import PREFIX, Manifest, Selection, passed_variables, select
 
 if TYPE_CHECKING:
     from .plan import Plan
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 PROGRAM = "squashmount-hook"
 
+_BY_HAND = "Podman starts this program; by hand: squashmount-hooks test ROOTFS"
 _SYS_PIDFD_GETFD = 438  # the same number on every architecture
 
 
@@ -33,15 +34,12 @@ def main(argv: list[str] | None = None) -> int:
             if len(arguments) == 3 and arguments[1] != "--policy":
                 raise UsageError(f"Expected --policy FILE, got {arguments[1]}.")
             return _precreate(arguments[2] if len(arguments) == 3 else "")
-        if arguments[:1] == ["ldconfig"] and all(folder.startswith("/") for folder in arguments[1:]):
-            from .ldconfig import renew  # noqa: PLC0415 - another stage
-
-            renew(sys.stdin.buffer.read(), arguments[1:])
-            return 0
-        if arguments[:1] in (["slurm-sync"], ["timestamp"], ["ssh"]):
+        folders = all(folder.startswith("/") for folder in arguments[1:])
+        if arguments[:1] in (["slurm-sync"], ["timestamp"], ["ssh"]) or (arguments[:1] == ["ldconfig"] and folders):
             return _later(arguments)
         raise UsageError(
-            "Expected: squashmount-hook apply [--policy FILE] | ldconfig [/DIR…] | slurm-sync | timestamp | ssh."
+            "Expected: squashmount-hook apply [--policy FILE] | ldconfig [/DIR…] | slurm-sync | timestamp | ssh.",
+            hint=_BY_HAND,
         )
     except SquashmountError as err:
         return report(err, program=PROGRAM)
@@ -51,10 +49,16 @@ def _later(arguments: list[str]) -> int:
     """Run as a hook of another stage: what it says goes into the container's log."""
     state = loads(sys.stdin.buffer.read(), where="The container's state")
     container = str(state.get("id", "unknown"))
-    place = os.environ.get(log.STATE) or log.state(dict(os.environ))
+    place = os.environ.get(log.STATE, "")
+    if not place and arguments[0] != "ldconfig":  # which a CDI file names, without an environment
+        place = log.state(dict(os.environ))
     try:
-        if arguments[0] == "timestamp":
-            from .timestamp import lines  # noqa: PLC0415 - only this one is needed
+        if arguments[0] == "ldconfig":
+            from .ldconfig import renew  # noqa: PLC0415 - only this one is needed
+
+            renew(state, arguments[1:])
+        elif arguments[0] == "timestamp":
+            from .timestamp import lines  # noqa: PLC0415 - the same
 
             log.write(place, container, lines(arguments[1:]))
         elif arguments[0] == "ssh":
@@ -66,7 +70,8 @@ def _later(arguments: list[str]) -> int:
 
             log.write(place, container, wait(arguments[1:], dict(os.environ)))
     except SquashmountError as err:
-        log.write(place, container, log.refused(err))
+        if place:
+            log.write(place, container, log.refused(err))
         podman = os.environ.get(log.PODMAN, "")
         pid = podman.partition(" ")[0]
         if pid.isdecimal() and _identity(int(pid)) == podman:
@@ -96,7 +101,7 @@ def _precreate(policy_file: str) -> int:
 def _parsed(text: bytes) -> dict[str, Any]:
     config = loads(text, where="The container's configuration")
     if not isinstance(config, dict):
-        raise UsageError("The container's configuration is not a JSON object.")
+        raise UsageError("The container's configuration is not a JSON object.", hint=_BY_HAND)
     return config
 
 
@@ -148,6 +153,10 @@ class _Run:
             plan, how = self._plan(config, known, selection, root)
             unmet = apply.unmet(config, plan)
             errors = [*plan.errors, *volumes.conflicts(config, plan, root)]
+            if plan.ldconfig:
+                from .ldconfig import trouble  # noqa: PLC0415 - the same
+
+                errors += trouble(root)
             warnings = list(plan.warnings)
             (errors if known.policy.missing_required == "error" else warnings).extend(unmet)
             lines = [f"done: {line}" for line in plan.reasons] + [f"not done: {line}" for line in plan.rejected]
@@ -163,7 +172,7 @@ class _Run:
                 lines.append(f"plan {digest} ({how})")
             log.write(self._state, self._container, lines)
             if errors:
-                raise refusal(errors)
+                raise refusal(errors, tuple(known.modules))
         return config
 
     def _speaks(self) -> bool:
@@ -231,14 +240,26 @@ def still_fits(plan: "Plan", root: "DirectoryTree", doubt: Callable[[str], str])
         return False
 
 
-def refusal(errors: list[str]) -> SquashmountError:
-    """Return the error that stops a container: the first reason is the sentence, the others follow."""
+def refusal(errors: list[str], names: tuple[str, ...] = ()) -> SquashmountError:
+    """Return the error that stops a container: the first reason is the sentence, the others follow.
+
+    `names` are those of the modules there are: the one the first reason speaks of can be switched off.
+    """
     first, *others = errors
+    end = "" if first.endswith(("?", ".")) else "."
+    without = f"; --annotation {PREFIX}{_named(first, names)}=off does without" if _named(first, names) else ""
     return SquashmountError(
-        f"The container is not started: {first.removesuffix('.')}.",
+        f"The container is not started: {first}{end}",
         details="\n".join(f"also: {each}" for each in others),
-        hint="squashmount-hooks plan says more; --annotation squashmount.MODULE=off does without",
+        hint=f"squashmount-hooks plan says more{without}",
     )
+
+
+def _named(reason: str, names: tuple[str, ...]) -> str:
+    """Return the module that a reason is about: `NAME: ...`, `The module NAME ...`, `The modules NAME and ...`."""
+    words = reason.split(maxsplit=3)
+    found = words[2] if words[:2] in (["The", "module"], ["The", "modules"]) else reason.partition(":")[0]
+    return found if found in names else ""
 
 
 def container_id(config: dict[str, Any]) -> str:
@@ -255,7 +276,7 @@ def root_of(config: dict[str, Any]) -> str:
     """Return the container's root file system. Podman writes an absolute path; UsageError for any other."""
     path = (config.get("root") or {}).get("path", "")
     if not isinstance(path, str) or not os.path.isabs(path):
-        raise UsageError(f"The container's configuration names no absolute root.path, but {path!r}.")
+        raise UsageError(f"The container's configuration names no absolute root.path, but {path!r}.", hint=_BY_HAND)
     return path
 
 
@@ -316,9 +337,11 @@ def _descriptor_of(pid: int, number: int) -> int:
     """Return a copy of another process's descriptor (pidfd_getfd(2), Linux 5.6): pipes of others cannot be opened."""
     import ctypes  # noqa: PLC0415 - only where something went wrong
 
-    process = os.pidfd_open(pid)
-    try:
-        fd: int = ctypes.CDLL(None, use_errno=True).syscall(_SYS_PIDFD_GETFD, process, number, 0)
-    finally:
-        os.close(process)
+    fd = -1
+    with suppress(OSError):  # ESRCH among the container's process ids, where hooks of stage createContainer are
+        process = os.pidfd_open(pid)
+        try:
+            fd = ctypes.CDLL(None, use_errno=True).syscall(_SYS_PIDFD_GETFD, process, number, 0)
+        finally:
+            os.close(process)
     return fd if fd >= 0 else os.open(f"/proc/{pid}/fd/{number}", os.O_WRONLY | os.O_APPEND | os.O_NOCTTY)

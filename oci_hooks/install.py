@@ -74,7 +74,9 @@ def install(directory: str, program: str, policy_file: str = "", *, annotated: b
         os.makedirs(directory, mode=0o755, exist_ok=True)
         atomic.replace_text(path, hook_json(program, policy_file, annotated=annotated))
     except OSError as err:
-        raise SpaceError(f"{path} cannot be written.", details=str(err)) from err
+        raise SpaceError(
+            f"{path} cannot be written.", details=str(err), hint="name a directory of yours: --dir DIR, or be root"
+        ) from err
     return path
 
 

@@ -130,9 +130,13 @@ def read_toml(path: str) -> dict[str, Any]:
         with open(path, "rb") as file:
             return tomllib.load(file)
     except OSError as err:
-        raise UsageError(f"Cannot read {path}.", details=str(err)) from err
+        raise UsageError(
+            f"Cannot read {path}.", details=str(err), hint="is the name right, and may you read it?"
+        ) from err
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as err:
-        raise UsageError(f"{path} is not valid TOML.", details=str(err)) from err
+        raise UsageError(
+            f"{path} is not valid TOML.", details=str(err), hint=f"mend it, then: squashmount-hooks check {path}"
+        ) from err
 
 
 def json_schema(keys: Mapping[str, Key], *, title: str) -> dict[str, Any]:

@@ -5,12 +5,12 @@ in the order of ld.so(8). Images keep libraries elsewhere too and reach them by 
 `Libraries.copies` walks these places, within bounds.
 """
 
-import fnmatch
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from . import loader_conf
 from .elf import Elf, NotElfError, read_elf
 from .ldcache import CacheError, read_cache
 from .tree import Tree
@@ -38,8 +38,6 @@ _MOST_DIRECTORIES = 4000
 _MOST_ENTRIES = 100_000
 _DEEPEST = 9
 _DEEPEST_SYSTEM = 3
-_MOST_CONF = 200
-_CONF_BYTES = 1 << 16
 _MOST_LIBRARIES = 2000
 
 
@@ -98,7 +96,9 @@ class Libraries:
             self._cache = {}
             self.problems.append(f"{error}".replace("\n", " "))
         self.path = tuple(part for part in self.environ.get("LD_LIBRARY_PATH", "").split(":") if part.startswith("/"))
-        self.defaults = tuple(self._distinct([*self._configured("/etc/ld.so.conf"), *self._system_directories()]))
+        configured = loader_conf.read(self.tree)
+        self.problems += configured.problems
+        self.defaults = tuple(self._distinct([*configured.directories, *self._system_directories()]))
 
     # -- as the loader --
 
@@ -186,7 +186,7 @@ class Libraries:
         """Return every library with a wanted file name, each path once; `walk` looks beyond the loader's places too."""
         paths = [path for name, places in self._cache.items() if wanted(name) for path in places]
         for folder in (*self.path, *self.defaults):
-            paths += [os.path.join(folder, name) for name in self._names(folder) if wanted(name)]
+            paths += [os.path.join(folder, name) for name in loader_conf.names(self.tree, folder) if wanted(name)]
         if walk:
             paths += self._walk(wanted)
         loaded = (self.load(path) for path in dict.fromkeys(paths))
@@ -204,7 +204,7 @@ class Libraries:
             if real is None or real in seen:
                 continue
             seen.add(real)
-            names = self._names(real)
+            names = loader_conf.names(self.tree, real)
             entries += len(names)
             if len(seen) > _MOST_DIRECTORIES or entries > _MOST_ENTRIES:
                 self.problems.append(f"Only the first {len(seen)} directories were searched; {folder!r} was not.")
@@ -222,19 +222,13 @@ class Libraries:
             prefix, last = os.path.split(part.rstrip("/"))
             if last in {"bin", "sbin"} and prefix not in {"", "/", "/usr"}:
                 found += [os.path.join(prefix, name) for name in ("lib", "lib64")]
-        top = [f"/{name}" for name in self._names("/") if not _SYSTEM.fullmatch(name)]
+        top = [f"/{name}" for name in loader_conf.names(self.tree, "/") if not _SYSTEM.fullmatch(name)]
         return [*found, "/opt", "/usr/local", *(path for path in top if self.tree.kind(path) == "dir")]
-
-    def _names(self, folder: str) -> list[str]:
-        try:
-            return self.tree.listdir(folder)
-        except OSError:
-            return []
 
     def _system_directories(self) -> Iterator[str]:
         for folder in ("/lib", "/usr/lib"):
             # Debian's multiarch directories
-            yield from (f"{folder}/{name}" for name in self._names(folder) if "-linux-gnu" in name)
+            yield from (f"{folder}/{name}" for name in loader_conf.names(self.tree, folder) if "-linux-gnu" in name)
         yield from _DEFAULT
 
     def _distinct(self, folders: Iterable[str]) -> Iterator[str]:
@@ -245,45 +239,9 @@ class Libraries:
                 seen.add(real)
                 yield real
 
-    def _configured(self, path: str) -> list[str]:
-        """Return the directories of ld.so.conf and what it includes, ldconfig(8)."""
-        found: list[str] = []
-        waiting, done = [path], set[str]()
-        while waiting and len(done) < _MOST_CONF:
-            current = waiting.pop(0)
-            if current in done or self.tree.kind(current) != "file":
-                continue
-            done.add(current)
-            for line in self._lines(current):
-                words = line.split("#", 1)[0].split()
-                if len(words) > 1 and words[0] == "include":
-                    waiting += [name for word in words[1:] for name in self.matches(os.path.join("/etc", word))]
-                elif len(words) == 1 and words[0].startswith("/"):
-                    found.append(words[0])
-        return found
-
-    def _lines(self, path: str) -> list[str]:
-        try:
-            with self.tree.open(path) as file:
-                return file.read(_CONF_BYTES).decode("utf-8", "surrogateescape").splitlines()
-        except OSError as error:
-            self.problems.append(f"{path!r}: {error}")
-            return []
-
     def matches(self, pattern: str) -> list[str]:
-        """Return the paths an absolute shell pattern means, sorted; names with a leading dot only when asked for."""
-        found = ["/"]
-        for step in filter(None, pattern.split("/")):
-            if not any(char in step for char in "*?["):
-                found = [path for path in (os.path.join(base, step) for base in found) if self.tree.kind(path)]
-                continue
-            found = [
-                os.path.join(base, name)
-                for base in found
-                for name in self._names(base)
-                if fnmatch.fnmatchcase(name, step) and (step[0] == "." or name[0] != ".")
-            ]
-        return found
+        """As loader_conf.matches."""
+        return loader_conf.matches(self.tree, pattern)
 
     def cached(self, name: str) -> bool:
         """Return whether the loader's cache knows a name."""

@@ -107,7 +107,11 @@ class DirectoryTree(_Paths):
         try:
             self._fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as err:
-            raise HostError(f"{root} cannot be used as a root file system.", details=str(err)) from err
+            raise HostError(
+                f"{root} cannot be used as a root file system.",
+                details=str(err),
+                hint="name a directory that you may enter, which holds usr, etc and so on",
+            ) from err
         self._base = os.readlink(f"/proc/self/fd/{self._fd}").rstrip("/")
 
     def close(self) -> None:

@@ -101,7 +101,11 @@ def _mounted(image: str) -> str:
         os.makedirs(counts, mode=0o700, exist_ok=True)
         linux.mount("tmpfs", counts, "tmpfs", 0, "mode=0700")
     except OSError as err:
-        raise HostError("The image cannot be mounted in a mount namespace of its own.", details=str(err)) from err
+        raise HostError(
+            "The image cannot be mounted in a mount namespace of its own.",
+            details=str(err),
+            hint="plan --rootfs DIR looks at an unpacked root file system without one",
+        ) from err
     # a server that the mount program starts is this image's only, and ends with the namespace
     os.environ["SQUASHMOUNT_RUNTIME_DIR"] = os.path.join(counts, "squashmount")
     try:

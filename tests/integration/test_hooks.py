@@ -347,13 +347,18 @@ def test_ldconfig_sees_the_injected_library(hooks: Hooks, debian: str) -> None:
     assert "=> /lib/libinjected.so.1" in hooks.podman("run", "--rm", *look).ok()
 
 
+@pytest.mark.parametrize("runtime", RUNTIMES)
 def test_root_gets_device_nodes(
-    top: Path, make_node: Callable[..., Node], root: User, store: Path, busybox: str, fake_gpu: Path
+    top: Path, make_node: Callable[..., Node], root: User, store: Path, busybox: str, fake_gpu: Path, runtime: str
 ) -> None:
     node = make_node(root, stores=(store,))
     hooks = Hooks(top, node)
-    hooks.module("gpu", "[when]\nalways = true\n[[devices]]\npath = '/dev/fakegpu*'")
-    look = ("sh", "-c", f"stat -c %F {fake_gpu}; head -c 2 {fake_gpu} | od -An -tx1")
-    # crun wants to raise RLIMIT_MEMLOCK for a cgroup of root's, which not every machine the tests run on allows
-    done = hooks.podman("run", "--rm", "--cgroups=disabled", "--pid=private", busybox, *look)
-    assert done.ok() == "character special file\n 00 00"
+    rules = f'[[mounts]]\nsource = "{hooks.host}/data"\ntarget = "/site"\n'
+    rules += f'[[copies]]\nsource = "{hooks.host}/site.conf"\ntarget = "/etc/site.conf"'
+    hooks.module("gpu", f"[when]\nalways = true\n[[devices]]\npath = '/dev/fakegpu*'\n{rules}")
+    look = f"stat -c %F {fake_gpu}; head -c 2 {fake_gpu} | od -An -tx1; cat /site/file /etc/site.conf"
+    # crun wants to raise RLIMIT_MEMLOCK for a cgroup of root's, which not every machine the tests run on allows; Podman
+    # allows only crun no cgroup
+    cgroup = {"crun": "--cgroups=disabled", "runc": "--pids-limit=-1"}[runtime]
+    done = hooks.podman("--runtime", runtime, "run", "--rm", cgroup, "--pid=private", busybox, "sh", "-c", look)
+    assert done.ok().splitlines() == ["character special file", " 00 00", "host's data/file", "host's site.conf"]

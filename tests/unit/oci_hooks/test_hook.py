@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from hook_site import HOOK, HOOK_PATH, ID, Site
-from squashmount.oci_hooks import catalogue, cli, log
+from squashmount.oci_hooks import catalogue, cli, hook, log
 from squashmount.oci_hooks.hook import container_id
 from test_architecture import loaded_by
 
@@ -193,6 +193,38 @@ def test_plan_and_test_of_a_root_file_system(site: Site, capsys: pytest.CaptureF
     assert "would not start: a: the destination '/usr/lib.so' (leads to '/proc/1/environ') is forbidden" in said.out
     assert "(leads to '/proc/1/environ') is forbidden" in said.err
     assert cli.main(["plan", *common]) == 2
+
+
+def test_test_runs_ldconfig_and_says_what_it_does_not_run(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    (site.root / "etc").mkdir()
+    site.module("a", 'ldconfig = true\n[[hooks]]\nstage = "poststop"\npath = "/bin/true"\nargs = ["true", "later"]')
+    command = ["test", str(site.root), "--policy", str(site.policy), "--annotation", "squashmount.a=on"]
+    assert cli.main(command) == 0
+    said = capsys.readouterr().out
+    assert "squashmount-hook ldconfig (was run, without the mounts)" in said
+    assert "hook: poststop: true later (was not run, which takes a container)" in said
+    cache = site.root / "etc/ld.so.cache"
+    assert cache.read_bytes().startswith(b"glibc-ld.so.cache")
+    cache.with_name("ld.so.cache~").mkdir()
+    assert cli.main(command) == 11
+    assert "The container's ld.so.cache cannot be made." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("reason", "sentence", "module"),
+    [
+        ("a: /x is not on this host", "a: /x is not on this host.", "a"),
+        ("The modules a and b cannot be on together.", "The modules a and b cannot be on together.", "a"),
+        ("The module a requires the module c, which is no module.", "", "a"),
+        ("No module knows it; did you mean squashmount.mpi?", "No module knows it; did you mean squashmount.mpi?", ""),
+        ("'/x' cannot be mounted: there is '/y'", "'/x' cannot be mounted: there is '/y'.", ""),
+    ],
+)
+def test_a_refusal_names_the_module_that_can_be_switched_off(reason: str, sentence: str, module: str) -> None:
+    brief, *_, hint = str(hook.refusal([reason, "more"], ("a", "b"))).split("\n")
+    assert brief == f"The container is not started: {sentence or reason}"
+    off = f"; --annotation squashmount.{module}=off does without" if module else ""
+    assert hint == f"  hint: squashmount-hooks plan says more{off}"
 
 
 def test_the_hook_is_light_when_nothing_applies(site: Site) -> None:
