@@ -1,7 +1,7 @@
-"""What the manifest of a container's image says under our own words. Podman merges it into config.json, unmarked.
+"""What the manifest of a container's image says under our own words. Podman before 4.6 merges it into config.json.
 
-Podman puts the annotations of the manifest among the container's; those of the command line win (podman,
-pkg/specgen/generate/container.go, CompleteSpec). Modules are switched by users and sites only, so what the image
+It puts the annotations of the manifest among the container's, unmarked; those of the command line win (podman,
+pkg/specgen/generate/container.go, CompleteSpec, until pull request 18542; distributions go on with these). Modules are switched by users and sites only, so what the image
 brought is told from the rest here: container → record in containers-storage → image → manifest. The answer is
 remembered with the times of all files it comes from. Asked only for containers that carry a word of ours.
 """

@@ -283,10 +283,12 @@ def test_an_image_switches_no_module(
     rootful = make_node(root, stores=(store,))
     for node, more in ((hooks.node, ()), (login, ()), (rootful, ("--cgroups=disabled", "--pid=private"))):
         podman = ("--hooks-dir", str(hooks.dir), "run", "--rm", *more)
-        for options in ((), ("--annotation", "squashmount.mine=on")):
-            done = node.podman(*podman, *options, name)
-            assert done.code != 0
-            assert sentence in done.err
+        done = node.podman(*podman, name)
+        # Podman passed the image's annotations on before 4.6
+        assert sentence in done.err if done.code else done.ok() == "hello from /work"
+        done = node.podman(*podman, "--annotation", "squashmount.mine=on", name)
+        assert done.code != 0
+        assert sentence in done.err
         assert node.podman(*podman, "--annotation", "squashmount.mine=off", name).ok() == "hello from /work"
         assert node.podman(*podman, "--annotation", "squashmount.mine=yes", name).ok() == "switched from /work"
     # the same image without the annotation, as before
