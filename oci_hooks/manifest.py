@@ -1,9 +1,9 @@
 """What the manifest of a container's image says under our own words. Podman before 4.6 merges it into config.json.
 
 It puts the annotations of the manifest among the container's, unmarked; those of the command line win (podman,
-pkg/specgen/generate/container.go, CompleteSpec, until pull request 18542; distributions go on with these). Modules are switched by users and sites only, so what the image
-brought is told from the rest here: container → record in containers-storage → image → manifest. The answer is
-remembered with the times of all files it comes from. Asked only for containers that carry a word of ours.
+pkg/specgen/generate/container.go, CompleteSpec, until pull request 18542). Modules are switched by users and sites
+only, so what the image brought is told from the rest here: container → record in containers-storage → image → manifest.
+The answer is remembered with the times of all files it comes from. Asked only for containers with a word of ours.
 """
 
 import os
