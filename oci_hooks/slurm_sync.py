@@ -11,6 +11,7 @@ from squashmount.errors import SquashmountError, UsageError
 from squashmount.lean import TYPE_CHECKING, NamedTuple, suppress
 
 from .barrier import Arrival, Barrier
+from .hostlist import expanded
 from .log import LATER
 from .plan import Contribution, Hook
 
@@ -130,52 +131,11 @@ def _number(environ: dict[str, str], *names: str, default: int = -1) -> int:
 def _expected(environ: dict[str, str], each: str) -> dict[str, int]:
     """Return the containers of each node; {} when the step's variables do not say."""
     with suppress(ValueError):
-        nodes = hosts(environ.get("SLURM_STEP_NODELIST", ""))
+        nodes = expanded(environ.get("SLURM_STEP_NODELIST", ""))
         counts = [1] * len(nodes) if each == "node" else repeated(environ.get("SLURM_STEP_TASKS_PER_NODE", ""))
         if len(nodes) == len(counts):
             return dict(zip(nodes, counts, strict=True))
     return {}
-
-
-def hosts(text: str) -> list[str]:
-    """Return the names in a node list, as `scontrol show hostnames` (`n[01-03,7]-ib,login`). ValueError."""
-    names: list[str] = []
-    for part in _outside_brackets(text):
-        found = [""]
-        rest = part
-        while rest:
-            plain, bracket, rest = rest.partition("[")
-            inside = rest.partition("]")[0] if bracket else ""
-            rest = rest.partition("]")[2] if bracket else ""
-            found = [each + plain for each in found]
-            if bracket:
-                found = [each + number for each in found for number in _numbers(inside)]
-            if len(found) + len(names) > _BIGGEST:
-                raise ValueError(text)
-        names += found
-    return names
-
-
-def _outside_brackets(text: str) -> list[str]:
-    parts, depth = [""], 0
-    for char in text:
-        depth += (char == "[") - (char == "]")
-        if char == "," and not depth:
-            parts.append("")
-        else:
-            parts[-1] += char
-    return [part for part in parts if part]
-
-
-def _numbers(text: str) -> list[str]:
-    found = []
-    for part in text.split(","):
-        first, dash, last = part.partition("-")
-        end = int(last) if dash else int(first)
-        if not int(first) <= end < int(first) + _BIGGEST:
-            raise ValueError(text)
-        found += [str(number).zfill(len(first)) for number in range(int(first), end + 1)]
-    return found
 
 
 def repeated(text: str) -> list[int]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _PASSWD, _SHADOW = "/etc/passwd", "/etc/shadow"
 _STRANGERS = "sshd:x:65534:65534:sshd:/run/sshd:/usr/sbin/nologin\n"
-_MOST = 1 << 20
+_MOST = 1 << 20  # bytes; a file that is read in part would be cut when it is written again
 
 
 def for_root(config: dict[str, Any], root: "DirectoryTree") -> list[str]:
@@ -64,16 +64,18 @@ def _place(config: dict[str, Any], path: str) -> str:
 
 
 def _open(config: dict[str, Any], root: "DirectoryTree", path: str, flags: int) -> int:
-    flags |= os.O_NONBLOCK | os.O_CLOEXEC
     mounted = _place(config, path)
     # what the user mounted himself is only read
     if mounted and flags & os.O_ACCMODE != os.O_RDONLY and "/overlay-containers/" not in mounted:
         raise UsageError(f"{mounted} is mounted on {path}, and sshd needs another one.", hint="--userns=keep-id")
-    fd = os.open(mounted, flags) if mounted else root.open_fd(path, flags)
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise UsageError(f"{path} in the image is not a file.")
-    return fd
+    # O_PATH first: opening a device can have effects, and root's Podman may
+    found = os.open(mounted, os.O_PATH | os.O_CLOEXEC) if mounted else root.open_fd(path, os.O_PATH)
+    try:
+        if not stat.S_ISREG(os.fstat(found).st_mode):
+            raise UsageError(f"{path} in the image is not a file.")
+        return os.open(f"/proc/self/fd/{found}", flags | os.O_CLOEXEC)
+    finally:
+        os.close(found)
 
 
 def _read(config: dict[str, Any], root: "DirectoryTree", path: str, *, needed: bool = True) -> str:
@@ -84,7 +86,12 @@ def _read(config: dict[str, Any], root: "DirectoryTree", path: str, *, needed: b
             return ""
         raise UsageError(f"{path} in the image cannot be read.", details=str(err), hint="sshd needs it") from err
     with open(fd, "rb") as file:
-        return file.read(_MOST).decode("utf-8", "surrogateescape")
+        content = file.read(_MOST + 1)
+    if len(content) > _MOST:
+        raise UsageError(
+            f"{path} in the image has more than {_MOST >> 20} MiB.", hint="--annotation squashmount.ssh=off"
+        )
+    return content.decode("utf-8", "surrogateescape")
 
 
 def _write(config: dict[str, Any], root: "DirectoryTree", path: str, text: str) -> None:

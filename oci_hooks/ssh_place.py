@@ -3,11 +3,11 @@
 import os
 
 from squashmount.errors import SquashmountError, UsageError
-from squashmount.lean import Any, NamedTuple
+from squashmount.lean import Any, NamedTuple, suppress
 
 from . import ssh_files
+from .hostlist import expanded
 from .leanjson import loads
-from .ssh_hosts import expanded
 from .tree import DirectoryTree
 
 _BIG_ENOUGH = 4 << 20
@@ -56,7 +56,9 @@ def files(handed: dict[str, Any], env: list[str]) -> list[File]:
     """Return all files of one container."""
     identity, identity_public, host, host_public = handed["keys"]
     port, watched, programs = handed["port"], handed["watched"], handed["programs"].split()
-    hosts = expanded(handed["nodes"])
+    hosts: list[str] = []
+    with suppress(ValueError):  # our settings hold for all hosts then
+        hosts = expanded(handed["nodes"])
     if hosts:
         hosts = [*hosts, *(f"{name}.*" for name in hosts), "localhost", os.uname().nodename]
     return [

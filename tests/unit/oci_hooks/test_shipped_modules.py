@@ -100,8 +100,11 @@ def test_infiniband(planned: Planning, host: Path) -> None:
     assert "uverbs* is not on this host" in planned(infiniband="on").errors[0]
 
 
-def test_pmix(planned: Planning) -> None:
+def test_pmix(planned: Planning, host: Path) -> None:
     environ = {"PMIX_RANK": "1", "PMIX_SERVER_TMPDIR": "/spool/pmix", "SLURM_JOB_ID": "42", "SLURM_STEP_ID": "0"}
+    environ["SLURM_JOB_UID"] = "7"
+    # what another user has made for our job's number
+    (host / "tmp/spmix_appdir_8_42.0").mkdir()
     plan = planned(environ | {"HOME": "/x", "SECRET": "y"}, mpi="openmpi-pmix")
     assert targets(plan) == {"/spool/pmix", "/tmp/spmix_appdir_7_42.0", "/run/munge"}
     assert plan.env_set == environ

@@ -9,7 +9,7 @@ import pytest
 from hook_site import HOOK, HOOK_PATH, ID, Site
 from squashmount.oci_hooks import log, slurm_sync
 from squashmount.oci_hooks.barrier import Arrival
-from squashmount.oci_hooks.slurm_sync import hosts, missing, repeated, step_of
+from squashmount.oci_hooks.slurm_sync import missing, repeated, step_of
 from test_architecture import loaded_by
 
 from squashmount.errors import UsageError
@@ -150,20 +150,6 @@ def test_the_place_in_a_step() -> None:
 def test_variables_that_cannot_be(changed: dict[str, str], said: str) -> None:
     with pytest.raises(UsageError, match=said.replace(".", r"\.")):
         step_of({**STEP, **changed}, "task")
-
-
-@pytest.mark.parametrize(
-    ("text", "names"),
-    [
-        ("", []),
-        ("login", ["login"]),
-        ("n[1-3,07],m", ["n1", "n2", "n3", "n07", "m"]),
-        ("n[098-101]-ib", ["n098-ib", "n099-ib", "n100-ib", "n101-ib"]),
-        ("r[1-2]n[0-1]", ["r1n0", "r1n1", "r2n0", "r2n1"]),
-    ],
-)
-def test_node_lists(text: str, names: list[str]) -> None:
-    assert hosts(text) == names
 
 
 @pytest.mark.parametrize("text", ["n[", "n[a-b]", "n[3-1]", "n[1-9999999]", "n[0-9999]x[0-9999]", "n[]"])

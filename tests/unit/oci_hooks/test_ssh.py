@@ -1,5 +1,6 @@
 """The module ssh without containers: ports, names, quoting, keys made by several at once, what sshd asks for."""
 
+import ctypes
 import json
 import os
 import shutil
@@ -16,7 +17,6 @@ from hypothesis import strategies as st
 from squashmount.oci_hooks import log, module, policy, ssh_files, ssh_keys, ssh_passwd, ssh_place, ssh_start
 from squashmount.oci_hooks.planning import Image, Site, make_plan
 from squashmount.oci_hooks.policy import Policy
-from squashmount.oci_hooks.ssh_hosts import MOST, expanded
 from squashmount.oci_hooks.tree import DirectoryTree
 
 from squashmount.errors import HostError, SquashmountError, UsageError
@@ -70,28 +70,6 @@ def test_the_number_on_a_node() -> None:
     for text in ("-1", "x", "64", "99999999", "٣"):
         with pytest.raises(UsageError, match="not the number"):
             ssh_keys.index_on_node({"SLURM_LOCALID": text}, {})
-
-
-@pytest.mark.parametrize(
-    ("text", "names"),
-    [
-        ("n1", ["n1"]),
-        ("n[1-3]", ["n1", "n2", "n3"]),
-        ("n[008-010,12],login", ["n008", "n009", "n010", "n12", "login"]),
-        ("r[1-2]c[3-4].x", ["r1c3.x", "r1c4.x", "r2c3.x", "r2c4.x"]),
-        ("", []),
-        ("n[1-", []),
-        ("n[a-b]", []),
-        ("n[1-999999999]", []),
-        (f"n[1-{MOST}],m", []),
-        ("n1 Port 22", []),
-        ("n1\nHost *", []),
-        ("*", []),
-        ("!n1", []),
-    ],
-)
-def test_the_nodes_of_a_job(text: str, names: list[str]) -> None:
-    assert expanded(text) == names
 
 
 # -- the environment --
@@ -241,6 +219,37 @@ def test_passwd_of_podman_is_the_one_that_counts(image: Path, tree: DirectoryTre
     assert own.read_text() == "root:x:0:0:root:/root:/bin/sh\n"
 
 
+def test_a_file_that_is_too_long_is_refused_and_not_cut(image: Path, tree: DirectoryTree) -> None:
+    for name, needed in (("shadow", "root:!:1::::::\n"), ("passwd", "root:x:0:0::/:/bin/sh\n")):
+        file = image / "etc" / name
+        text = needed + "x" * (1 << 20)
+        file.write_text(text)
+        with pytest.raises(UsageError, match=f"/etc/{name} in the image has more than 1 MiB"):
+            ssh_passwd.for_root({}, tree)
+        assert file.read_text() == text
+
+
+def test_what_is_not_a_file_is_not_even_opened(image: Path, tree: DirectoryTree) -> None:
+    """For root's Podman it may be a device, whose opening does something; here the kernel says who opened the place."""
+    passwd = image / "etc/passwd"
+    passwd.unlink()
+    os.mkfifo(passwd)
+    libc = ctypes.CDLL(None, use_errno=True)
+    watch = libc.inotify_init1(os.O_NONBLOCK)
+    try:
+        assert libc.inotify_add_watch(watch, os.fsencode(passwd), 0x20) > 0  # IN_OPEN
+        with pytest.raises(UsageError, match="/etc/passwd in the image is not a file"):
+            ssh_passwd.check_shell({}, tree, 0)
+        with pytest.raises(UsageError, match="/etc/passwd in the image is not a file"):
+            ssh_passwd.check_shell({"mounts": [{"destination": "/etc/passwd", "source": str(passwd)}]}, tree, 0)
+        with pytest.raises(BlockingIOError):
+            os.read(watch, 100)
+        os.close(os.open(passwd, os.O_RDONLY | os.O_NONBLOCK))
+        assert os.read(watch, 100), "the kernel would have said so"
+    finally:
+        os.close(watch)
+
+
 def test_a_user_whom_sshd_would_not_let_in(image: Path, tree: DirectoryTree) -> None:
     with pytest.raises(UsageError, match="The shell /bin/zsh of the user www is not in the image"):
         ssh_passwd.check_shell({}, tree, 33)
@@ -294,6 +303,9 @@ def test_the_configuration_that_comes_out(image: Path, tree: DirectoryTree, tmp_
     texts = {file.name: file for file in ssh_place.files(handed, ["A=1"])}
     assert texts["image_ssh_config"].text == "Host *\n"
     assert texts["ssh_config"].text.startswith("Host n1 n2 n1.* n2.* localhost ")
+    for none in ("", "n[1"):
+        without = {file.name: file for file in ssh_place.files({**handed, "nodes": none}, [])}
+        assert without["ssh_config"].text.startswith("Host *\n")
     assert f"  Port {port}\n" in texts["ssh_config"].text
     assert f"Port {port + 2}\n" in texts["sshd_config"].text
     assert {name for name, file in texts.items() if file.mine} == {"start", "session", "id", "host"}
