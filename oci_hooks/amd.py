@@ -8,6 +8,7 @@ from squashmount.lean import TYPE_CHECKING, Any
 
 from . import cdi
 from .gpu import SLURM, Gpu, none_here, numbers, select
+from .listing import names_in
 from .plan import Contribution, Device
 
 if TYPE_CHECKING:
@@ -61,20 +62,20 @@ def made_spec(host: "Tree") -> "dict[str, Any] | None":
 def read_gpus(host: "Tree") -> tuple[Gpu, ...]:
     """Return the GPUs in the order of the KFD topology, which ROCm counts; without it, in that of the render nodes."""
     found = []
-    for name in sorted(_names_in(host, _TOPOLOGY), key=lambda text: (len(text), text)):
+    for name in sorted(names_in(host, _TOPOLOGY), key=lambda text: (len(text), text)):
         facts = _properties(host, f"{_TOPOLOGY}/{name}/properties")
         minor, unique = facts.get("drm_render_minor", 0), facts.get("unique_id", 0)
         if facts.get("simd_count") and minor:
             found.append((minor, f"GPU-{unique:016x}" if unique else ""))
     if not found:
-        names = [name.removeprefix("renderD") for name in _names_in(host, "/dev/dri") if name.startswith("renderD")]
+        names = [name.removeprefix("renderD") for name in names_in(host, "/dev/dri") if name.startswith("renderD")]
         found = [(minor, "") for minor in sorted(int(name) for name in names if name.isdigit())]
     there = [(minor, uuid) for minor, uuid in found if host.kind(f"/dev/dri/renderD{minor}") == "other"]
     return tuple(Gpu(index, minor, uuid, _nodes(host, minor)) for index, (minor, uuid) in enumerate(there))
 
 
 def _nodes(host: "Tree", minor: int) -> tuple[str, ...]:
-    beside = _names_in(host, f"/sys/class/drm/renderD{minor}/device/drm")
+    beside = names_in(host, f"/sys/class/drm/renderD{minor}/device/drm")
     cards = [f"/dev/dri/{name}" for name in beside if name.startswith("card")]
     return (f"/dev/dri/renderD{minor}", *(card for card in cards if host.kind(card) == "other"))
 
@@ -103,10 +104,3 @@ def _properties(host: "Tree", path: str) -> dict[str, int]:
         return {}
     words = (line.split() for line in lines)
     return {pair[0]: int(pair[1]) for pair in words if len(pair) == 2 and pair[1].isdigit()}
-
-
-def _names_in(tree: "Tree", path: str) -> list[str]:
-    try:
-        return tree.listdir(path)
-    except OSError:
-        return []

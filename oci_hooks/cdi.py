@@ -9,6 +9,7 @@ from squashmount.errors import SquashmountError
 from squashmount.lean import TYPE_CHECKING, Any, Iterable, Iterator, NamedTuple
 
 from .libraries import Library
+from .listing import names_in
 from .plan import Contribution, Device, Hook, Mount
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def _places(library: Library, folder: str) -> list[str]:
 def specs(host: "Tree", kind: str, problems: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Give the CDI files of one kind with their paths, the one that wins first; `problems` gets what cannot be used."""
     for folder in reversed(DIRECTORIES):
-        for name in _names_in(host, folder):
+        for name in names_in(host, folder):
             path = f"{folder}/{name}"
             if not name.endswith((".json", ".yaml", ".yml")):
                 continue
@@ -211,10 +212,3 @@ def _hooks(edits: list[dict[str, Any]]) -> tuple[tuple[Hook, ...], list[str]]:
         else:
             rejected.append(f"the hook {rule.get('path')} at {rule.get('hookName')}: no path of the host exists there")
     return tuple(dict.fromkeys(found)), rejected
-
-
-def _names_in(tree: "Tree", path: str) -> list[str]:
-    try:
-        return tree.listdir(path)
-    except OSError:
-        return []

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from . import loader_conf
 from .elf import Elf, NotElfError, read_elf
 from .ldcache import CacheError, read_cache
+from .listing import matches, names_in
 from .tree import Tree
 
 _DEFAULT = ("/lib64", "/usr/lib64", "/lib", "/usr/lib")
@@ -186,7 +187,7 @@ class Libraries:
         """Return every library with a wanted file name, each path once; `walk` looks beyond the loader's places too."""
         paths = [path for name, places in self._cache.items() if wanted(name) for path in places]
         for folder in (*self.path, *self.defaults):
-            paths += [os.path.join(folder, name) for name in loader_conf.names(self.tree, folder) if wanted(name)]
+            paths += [os.path.join(folder, name) for name in names_in(self.tree, folder) if wanted(name)]
         if walk:
             paths += self._walk(wanted)
         loaded = (self.load(path) for path in dict.fromkeys(paths))
@@ -204,7 +205,7 @@ class Libraries:
             if real is None or real in seen:
                 continue
             seen.add(real)
-            names = loader_conf.names(self.tree, real)
+            names = names_in(self.tree, real)
             entries += len(names)
             if len(seen) > _MOST_DIRECTORIES or entries > _MOST_ENTRIES:
                 self.problems.append(f"Only the first {len(seen)} directories were searched; {folder!r} was not.")
@@ -222,13 +223,13 @@ class Libraries:
             prefix, last = os.path.split(part.rstrip("/"))
             if last in {"bin", "sbin"} and prefix not in {"", "/", "/usr"}:
                 found += [os.path.join(prefix, name) for name in ("lib", "lib64")]
-        top = [f"/{name}" for name in loader_conf.names(self.tree, "/") if not _SYSTEM.fullmatch(name)]
+        top = [f"/{name}" for name in names_in(self.tree, "/") if not _SYSTEM.fullmatch(name)]
         return [*found, "/opt", "/usr/local", *(path for path in top if self.tree.kind(path) == "dir")]
 
     def _system_directories(self) -> Iterator[str]:
         for folder in ("/lib", "/usr/lib"):
             # Debian's multiarch directories
-            yield from (f"{folder}/{name}" for name in loader_conf.names(self.tree, folder) if "-linux-gnu" in name)
+            yield from (f"{folder}/{name}" for name in names_in(self.tree, folder) if "-linux-gnu" in name)
         yield from _DEFAULT
 
     def _distinct(self, folders: Iterable[str]) -> Iterator[str]:
@@ -240,8 +241,8 @@ class Libraries:
                 yield real
 
     def matches(self, pattern: str) -> list[str]:
-        """As loader_conf.matches."""
-        return loader_conf.matches(self.tree, pattern)
+        """As listing.matches."""
+        return matches(self.tree, pattern)
 
     def cached(self, name: str) -> bool:
         """Return whether the loader's cache knows a name."""

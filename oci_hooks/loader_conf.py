@@ -4,6 +4,8 @@ import os
 
 from squashmount.lean import TYPE_CHECKING, NamedTuple
 
+from .listing import matches
+
 if TYPE_CHECKING:
     from .tree import Tree
 
@@ -50,30 +52,4 @@ def _lines(tree: "Tree", path: str, problems: list[str]) -> list[str]:
             return file.read(_BYTES).decode("utf-8", "surrogateescape").splitlines()
     except OSError as error:
         problems.append(f"{path!r}: {error}")
-        return []
-
-
-def matches(tree: "Tree", pattern: str) -> list[str]:
-    """Return the paths an absolute shell pattern means, sorted; names with a leading dot only when asked for."""
-    from fnmatch import fnmatchcase  # noqa: PLC0415 - loads `re`
-
-    found = ["/"]
-    for step in filter(None, pattern.split("/")):
-        if not any(char in step for char in "*?["):
-            found = [path for path in (os.path.join(base, step) for base in found) if tree.kind(path)]
-            continue
-        found = [
-            os.path.join(base, name)
-            for base in found
-            for name in names(tree, base)
-            if fnmatchcase(name, step) and (step[0] == "." or name[0] != ".")
-        ]
-    return found
-
-
-def names(tree: "Tree", folder: str) -> list[str]:
-    """Return the names in a directory; none where it cannot be read."""
-    try:
-        return tree.listdir(folder)
-    except OSError:
         return []

@@ -11,7 +11,8 @@ from squashmount.lean import TYPE_CHECKING, Any, Callable, Iterable, partial
 
 from . import cdi, cuda, mig, nvidia_parts
 from .gpu import SLURM, Gpu, Selection, none_here, select, tokens
-from .nvidia_host import Host, completed, names_in, read_host
+from .listing import names_in
+from .nvidia_host import Host, completed, read_host
 from .plan import Contribution, Device, Hook
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ from squashmount.lean import TYPE_CHECKING, Callable, NamedTuple
 
 from . import cuda, mig, nvidia_parts
 from .gpu import Gpu
+from .listing import names_in
 
 if TYPE_CHECKING:
     from .tree import Tree
@@ -83,14 +84,6 @@ def completed(host: Host, say: Callable[[tuple[str, ...]], str]) -> Host:
         gpu._replace(uuid=gpu.uuid or by_number.get(gpu.number) or by_order.get(gpu.order, "")) for gpu in host.gpus
     )
     return host._replace(gpus=gpus, driver=driver)
-
-
-def names_in(tree: "Tree", path: str) -> list[str]:
-    """Return the names in a directory; [] for none that can be read."""
-    try:
-        return tree.listdir(path)
-    except OSError:
-        return []
 
 
 def _text(tree: "Tree", path: str) -> str:

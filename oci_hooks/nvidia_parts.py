@@ -10,6 +10,7 @@ from squashmount.lean import TYPE_CHECKING, NamedTuple
 
 from . import cuda
 from .libraries import Libraries, Library, split_name
+from .listing import names_in
 
 if TYPE_CHECKING:
     from .tree import Tree
@@ -96,7 +97,7 @@ def _of_driver(host: "Tree", driver: str) -> list[Library]:
     libraries: dict[str, Library] = {}
     every = Libraries(host)
     for folder in dict.fromkeys((*every.defaults, *_MORE_DIRECTORIES)):
-        for name in _names_in(host, folder):
+        for name in names_in(host, folder):
             library = every.load(f"{folder}/{name}") if driver and name.endswith(f".so.{driver}") else None
             if library and library.elf.bits == 64:
                 libraries.setdefault(library.real, library)
@@ -142,15 +143,8 @@ def computes(capabilities: str) -> bool:
 def version_of_libcuda(host: "Tree") -> str:
     """Return the driver's version by the name of its libcuda; "" when there is none."""
     for folder in dict.fromkeys((*Libraries(host).defaults, *_MORE_DIRECTORIES)):
-        for name in _names_in(host, folder):
+        for name in names_in(host, folder):
             text = name.removeprefix("libcuda.so.")
             if name != text and len(cuda.version(text)) > 1:
                 return text
     return ""
-
-
-def _names_in(tree: "Tree", path: str) -> list[str]:
-    try:
-        return tree.listdir(path)
-    except OSError:
-        return []

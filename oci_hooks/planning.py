@@ -4,6 +4,7 @@ import os
 
 from squashmount.lean import TYPE_CHECKING, Callable, Iterable, NamedTuple, TypeVar, partial
 
+from .listing import is_pattern, matches
 from .module import CopyRule, DeviceRule, HookRule, Module, MountRule
 from .plan import PRIVATE, Contribution, Copy, Device, Hook, Mount, Plan
 from .planners import Question, planner, run_nothing, trusting
@@ -201,7 +202,7 @@ class _Rules:
         self._reasons += [f"{copy.source!r} is copied to {copy.target!r}" for copy in found]
 
     def _device(self, rule: DeviceRule) -> None:
-        nodes = [path for path in _matches(self._site.host, rule.path) if self._site.host.kind(path) == "other"]
+        nodes = [path for path in matches(self._site.host, rule.path) if self._site.host.kind(path) == "other"]
         if not nodes:
             raise _StopError(f"the device {rule.path} is not on this host", "missing")
         if any(".." in path.split("/") for path in nodes):
@@ -222,14 +223,14 @@ class _Rules:
         pattern = self._expanded(source, _literal)
         if not pattern.startswith("/") or ".." in pattern.split("/"):
             raise _StopError(f"{source} becomes {pattern!r}, which is not an absolute path without ..")
-        found = _matches(self._site.host, pattern)
+        found = matches(self._site.host, pattern)
         if not found:
             raise _StopError(f"{source} is not on this host", "missing")
         inside = self._expanded(target, str)
         if not inside:
             return [(path, path) for path in found]
         # a pattern means a directory also where it fits one file today
-        if _is_pattern(source) or inside.endswith("/"):
+        if is_pattern(source) or inside.endswith("/"):
             return [(path, os.path.join(inside, os.path.basename(path))) for path in found]
         return [(found[0], inside)]
 
@@ -297,39 +298,6 @@ class _Rules:
 
 def _literal(text: str) -> str:
     return "".join(f"[{char}]" if char in "*?[" else char for char in text)
-
-
-def _is_pattern(text: str) -> bool:
-    return any(char in text for char in "*?[")
-
-
-def _matches(tree: "Tree", pattern: str) -> list[str]:
-    """Return the paths of the host that a pattern means, sorted; names that begin with a dot only when it says so."""
-    if not _is_pattern(pattern):
-        return [pattern] if tree.kind(pattern) else []
-    from fnmatch import fnmatchcase  # noqa: PLC0415 - loads `re`
-
-    found = ["/"]
-    for step in pattern.split("/"):
-        if not step:
-            continue
-        if not _is_pattern(step):
-            found = [path for path in (os.path.join(base, step) for base in found) if tree.kind(path)]
-            continue
-        found = [
-            os.path.join(base, name)
-            for base in found
-            for name in _names(tree, base)
-            if fnmatchcase(name, step) and (step[0] == "." or name[0] != ".")
-        ]
-    return found
-
-
-def _names(tree: "Tree", path: str) -> list[str]:
-    try:
-        return tree.listdir(path)
-    except OSError:
-        return []
 
 
 def _merged(chosen: Selection, parts: list[tuple[str, Contribution]], policy: Policy) -> Plan:

@@ -141,8 +141,9 @@ class Draft:
 
     def names(self, names: list[str], new: Sequence[str]) -> list[str]:
         """Add names of variables to one of the lists `env_unset` and `env_pass`; return those that are none."""
-        names += [name for name in new if _NAME.fullmatch(name)]
-        return [name for name in new if not _NAME.fullmatch(name)]
+        form = _NAME if names is self.env_pass else _VARIABLE_NAME
+        names += [name for name in new if form.fullmatch(name)]
+        return [name for name in new if not form.fullmatch(name)]
 
     def allow(self, *texts: str) -> None:
         """Allow the variables of the host job that these texts name."""

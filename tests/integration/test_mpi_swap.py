@@ -65,11 +65,13 @@ class Site:
         made: dict[str, list[str]] = json.loads(self.node.run(command, "plan", image, *place, *options).out)
         return made
 
-    def ring(self, image: str, *options: str, ranks: int = 1) -> Done:
+    def ring(self, image: str, *options: str, ranks: int = 1, runtime: str = "crun") -> Done:
         start = ("mpiexec.hydra", "-n", str(ranks)) if ranks > 1 else ()
         volume = f"{self.top}/ring:/ring:ro"
         hooks = ("--hooks-dir", str(self.top / "hooks.d"))
-        return self.node.podman(*hooks, "run", "--rm", "-v", volume, *options, image, *start, "/ring")
+        return self.node.podman(
+            "--runtime", runtime, *hooks, "run", "--rm", "-v", volume, *options, image, *start, "/ring"
+        )
 
 
 @pytest.fixture
@@ -81,7 +83,8 @@ def test_the_hosts_mpi_in_a_newer_image(site: Site, images: dict[str, str]) -> N
     image = images["trixie"]
     assert site.ring(image).ok() == "1 ranks, token 0: MPICH 4.2.1"
     assert site.ring(image, *SWAP).ok() == "1 ranks, token 0: MPICH 4.0.2"
-    assert site.ring(image, *SWAP, ranks=2).ok() == "2 ranks, token 200: MPICH 4.0.2"
+    for runtime in ("crun", "runc"):
+        assert site.ring(image, *SWAP, ranks=2, runtime=runtime).ok() == "2 ranks, token 200: MPICH 4.0.2"
     plan = site.plan(image, *SWAP)
     assert "downgrade: the host's ABI version 12.2.2 is older than 12.4.1" in " ".join(plan["warnings"])
     assert not plan["errors"]

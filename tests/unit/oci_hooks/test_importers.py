@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import tomlkit
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from peers import PODMAN_HPC
 from squashmount.oci_hooks import planners
@@ -586,6 +586,7 @@ BYTES = st.lists(LINE, max_size=6).map(lambda lines: "\n".join(lines).encode("ut
 
 @settings(max_examples=400, deadline=None)
 @given(data=BYTES | st.binary(max_size=60), name=st.sampled_from(sorted(LINE_FILES)))
+@example(data=b"siteEnvUnset=A*", name="udiRoot.conf")
 def test_any_bytes_for_shifter_and_enroot(tmp_path_factory: pytest.TempPathFactory, data: bytes, name: str) -> None:
     folder = tmp_path_factory.mktemp("any", numbered=True)
     (folder / name).write_bytes(data)
