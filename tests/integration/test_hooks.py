@@ -349,7 +349,8 @@ def test_ldconfig_sees_the_injected_library(hooks: Hooks, debian: str) -> None:
     assert "=> /lib/libinjected.so.1" in hooks.podman("run", "--rm", *look).ok()
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+# Podman 5.4 has runc 1.1 set pids.max whatever --pids-limit says, in a cgroup without that controller
+@pytest.mark.parametrize("runtime", RUNTIMES[:1] if "SQUASHMOUNT_PLATFORM" in os.environ else RUNTIMES)
 def test_root_gets_device_nodes(
     top: Path, make_node: Callable[..., Node], root: User, store: Path, busybox: str, fake_gpu: Path, runtime: str
 ) -> None:
