@@ -154,6 +154,7 @@ class Cluster:
         self._machines: dict[str, subprocess.Popen[bytes]] = {}
         self._init: dict[str, int] = {}
         self._daemons: list[subprocess.Popen[bytes]] = []
+        self._hosts = Path("/etc/hosts").read_text()
 
     def start(self) -> None:
         """Start everything; returns when both nodes are idle."""
@@ -203,8 +204,7 @@ class Cluster:
         Path("/etc/slurm").mkdir(exist_ok=True)
         Path("/etc/slurm/slurm.conf").write_text(_SLURM_CONF.format(top=self.top))
         Path("/etc/slurm/cgroup.conf").write_text(_CGROUP_CONF)
-        with Path("/etc/hosts").open("a") as hosts:
-            hosts.writelines(f"{address} {name}\n" for name, address in NODES.items())
+        Path("/etc/hosts").write_text(self._hosts + "".join(f"{address} {name}\n" for name, address in NODES.items()))
         (self.top / "munge").mkdir(mode=0o700)
         (self.top / "munge/key").write_bytes(os.urandom(128))
         (self.top / "munge/key").chmod(0o600)
@@ -296,3 +296,4 @@ class Cluster:
             machine.kill()
         for process in (*self._daemons, *self._machines.values()):
             process.wait(20)
+        Path("/etc/hosts").write_text(self._hosts)  # other tests have an n1 and n2 of their own

@@ -7,6 +7,7 @@ import pytest
 from lab import User, wait_for
 from mpi_programs import NEEDS_MPICH, build_open_mpi_program, build_program
 from slurm_lab import NEEDS_SLURM, Cluster
+from squashmount.oci_hooks.hostlist import expanded
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.needs_fuse, pytest.mark.needs_podman, NEEDS_SLURM, NEEDS_MPICH]
 
@@ -101,6 +102,14 @@ def test_open_mpi_of_the_image_by_pmix(
     latencies = [line for line in said if line.startswith("0: latency to rank ")]
     assert len(latencies) == 3
     assert sorted(set(said) - set(latencies)) == sorted(ranks("Open MPI 5.0.7")), "no warning of a foreign UCX either"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["n1", "login.x_y-z", "n[1-3]", "n[1-3,07],m", "n[008-010,12],login", "r[1-2]c[3-4]", "n[098-101]"],
+)
+def test_lists_of_nodes_are_read_as_slurm_reads_them(cluster: Cluster, text: str) -> None:
+    assert cluster.on("ctl", "scontrol", "show", "hostnames", text).ok().split() == expanded(text)
 
 
 def test_tasks_that_could_not_find_each_other(cluster: Cluster, alice: User, image: str, programs: Path) -> None:

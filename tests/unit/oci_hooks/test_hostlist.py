@@ -1,10 +1,5 @@
 """The lists of nodes that Slurm writes."""
 
-import os
-import shutil
-import subprocess
-from pathlib import Path
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -30,17 +25,6 @@ BEHIND = [
 @pytest.mark.parametrize(("text", "names"), LISTS + BEHIND)
 def test_lists(text: str, names: list[str]) -> None:
     assert expanded(text) == names
-
-
-@pytest.mark.skipif(not shutil.which("scontrol"), reason="needs scontrol")
-@pytest.mark.parametrize(("text", "names"), LISTS[1:])
-def test_slurm_reads_them_so(text: str, names: list[str], tmp_path: Path) -> None:
-    conf = tmp_path / "slurm.conf"
-    conf.write_text("ClusterName=x\nSlurmctldHost=localhost\nNodeName=localhost\nPartitionName=p Nodes=ALL\n")
-    command = ["scontrol", "show", "hostnames", text]
-    environ = {**os.environ, "SLURM_CONF": str(conf)}
-    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environ)
-    assert done.stdout.split() == names
 
 
 @pytest.mark.parametrize(
