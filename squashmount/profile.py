@@ -115,12 +115,12 @@ def squash_id(fd: int) -> str:
 
 
 def placed(profile: Profile, image: "SquashImage") -> Profile:
-    """Return the profile with the extents of what is needed in this squash file: metadata, index, the files' blocks.
+    """Return the profile with the extents of what is needed in this squash file: the metadata, and the files' blocks.
 
     Raises OSError or DamagedError when it cannot be read; files that it does not have are left out.
     """
     block = image.superblock
-    found = [(block.inode_table, min(os.fstat(image.fileno()).st_size, block.inode_table + _METADATA))]
+    found = [(block.inode_table, min(block.bytes_used, block.inode_table + _METADATA))]
     for need in profile.needs:
         inode = image.find(profile.path(need)) if need.kind == FILE else None
         if inode is not None and inode.kind == S_IFREG:

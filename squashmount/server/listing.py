@@ -33,6 +33,10 @@ _RECORDS = [struct.Struct(f"{_RECORD}{padded}s").pack for padded in range(0, _MA
 _BLKSIZE = 4096  # Python allocates st_blksize bytes for every open file
 
 
+_PATIENCE = 4096
+"""Names that are encoded, 3 us each, before the index is read: a program that lists a few directories needs the tables
+anyway, and a parallel file system should not send both."""
+
 _COOKIE = struct.Struct("=136xQ")
 _OWNERS = struct.Struct("=Q100xII")
 _IDS = struct.Struct("=II")
@@ -57,17 +61,20 @@ def cookies_of(data: memoryview, starts: Sequence[int]) -> list[int]:
 class Listings:
     """Encodes and keeps segments, at most 2 x 16 MiB of them. Safe for threads."""
 
-    def __init__(self, tree: Tree, complain: Callable[[str], None], *, indexed: bool = True) -> None:
-        """`complain` is told what could not be read. `indexed`: use the image's index if it has one."""
+    def __init__(
+        self, tree: Tree, complain: Callable[[str], None], *, indexed: bool = True, patience: int = _PATIENCE
+    ) -> None:
+        """`complain` is told what could not be read. `indexed`: read an index, if any, after `patience` names."""
         self._tree = tree
         self._complain = complain
         self._encoded: Generations[tuple[int, int], Encoded] = Generations(_CACHED_BYTES)
         self._indexed = indexed
+        self._names_left = patience
         self._index: ListingIndex | None = None
 
     def plus(self, node: int, cookie: int, room: int) -> list[memoryview]:
         """Return records from `cookie` that fit into `room` bytes, as buffers; none at the end. ENOTDIR."""
-        if self._indexed:
+        if self._indexed and self._names_left <= 0:
             try:
                 index = self._index or self._open_index()
                 stored = index.records(node, cookie) if index else ()
@@ -123,6 +130,7 @@ class Listings:
 
     def _encode(self, node: int, offset: int, segment: Segment, parts: list[bytes]) -> Encoded:
         """Encode a segment behind the records that `parts` has already."""
+        self._names_left -= len(segment.names)
         append, uids, gids = parts.append, self._tree.uids, self._tree.gids
         _, places, names, refs, numbers, kinds = segment
         statuses = self._tree.statuses(segment)

@@ -74,7 +74,7 @@ def everything(
     path: str, complaints: list[str], *, shift: IdShift = SHIFTS[0], indexed: bool = True
 ) -> dict[int, bytes]:
     with SquashImage.open(path) as image:
-        listings = Listings(Tree(image, shift), complaints.append, indexed=indexed)
+        listings = Listings(Tree(image, shift), complaints.append, indexed=indexed, patience=0)
         return {node: listed(listings, node) for node in folders(image)}
 
 
@@ -93,15 +93,28 @@ def test_the_tables_of_the_image_are_not_read(indexed: str, monkeypatch: pytest.
         nodes = list(folders(image))
         monkeypatch.setattr(tree, "segments", None)
         for room in (4096, 128 << 10):
-            listings = Listings(tree, pytest.fail)
+            listings = Listings(tree, pytest.fail, patience=0)
             assert all(len(listed(listings, node, room)) >= 2 * 160 for node in nodes)
+
+
+def test_the_index_is_read_when_many_names_have_been_listed(indexed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[int] = []
+    original = ListingIndex.open
+    monkeypatch.setattr(ListingIndex, "open", lambda image: opened.append(1) or original(image))
+    with SquashImage.open(indexed) as image:
+        nodes = list(folders(image))
+        for patience, times in ((NAMES * 2, 0), (NAMES // 2, 1)):
+            listings = Listings(Tree(image), pytest.fail, patience=patience)
+            without = Listings(Tree(image), pytest.fail, indexed=False)
+            assert [listed(listings, node) for node in nodes] == [listed(without, node) for node in nodes]
+            assert len(opened) == times
 
 
 def test_a_listing_goes_on_from_any_cookie(indexed: str) -> None:
     with SquashImage.open(indexed) as image:
         many = image.find(b"many")
         assert many is not None
-        with_index = Listings(Tree(image), pytest.fail)
+        with_index = Listings(Tree(image), pytest.fail, patience=0)
         without = Listings(Tree(image), pytest.fail, indexed=False)
         chance = random.Random(1)
         for cookie in [*range(5), *(chance.randrange(many.size + 10) for _ in range(200)), 2**62]:
@@ -114,7 +127,7 @@ def test_a_file_is_no_directory_for_it_either(indexed: str) -> None:
         file = image.find(b"etc/text")
         assert file is not None
         with pytest.raises(NotADirectoryError):
-            Listings(Tree(image), pytest.fail).plus(file.ref + 2, 0, 4096)
+            Listings(Tree(image), pytest.fail, patience=0).plus(file.ref + 2, 0, 4096)
 
 
 def test_it_can_be_written_again(indexed: str) -> None:

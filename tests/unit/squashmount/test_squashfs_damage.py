@@ -123,7 +123,7 @@ def read_one(image: SquashImage, inode: Inode) -> list[int]:
 
 def list_as_the_server_does(image: SquashImage, ref: int) -> None:
     complaints: list[str] = []
-    listings, cookie = Listings(Tree(image), complaints.append), 0
+    listings, cookie = Listings(Tree(image), complaints.append, patience=0), 0
     for _ in range(100):
         records = b"".join(listings.plus(1 if ref == image.root_ref else ref + 2, cookie, 4096))
         if not records:
