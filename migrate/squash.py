@@ -1,5 +1,6 @@
 """Makes one squash file: starts `inside.py` where the image can be mounted, follows its progress, checks the result."""
 
+import errno
 import hashlib
 import os
 import select
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from squashmount import errors, jsonio, process
-from squashmount.errors import DamagedError, SpaceError, SquashmountError, ToolError
+from squashmount.errors import DamagedError, HostError, SpaceError, SquashmountError, ToolError
 from squashmount.server.index_writer import append_index
 
 from . import readback
@@ -48,11 +49,19 @@ def make(
 ) -> Squashed:
     """Squash the image to `job.output`, written back to disk.
 
-    Raises ToolError, SpaceError, HostError or OSError; the caller removes the file.
+    Raises ToolError, SpaceError or HostError; the caller removes the file.
     """
     helper = (sys.executable, "-P", "-m", "squashmount.migrate.inside")
     argv = podman.argv("unshare", *helper) if store.rootless else helper
     report = _follow(argv, job, progress, log)
+    try:
+        return _checked(job, report, progress, check=check, log=log)
+    except OSError as err:
+        raise _write_error(err, job.output) from err
+
+
+def _checked(job: Job, report: jsonio.JsonObject, progress: Progress, *, check: bool, log: process.Log) -> Squashed:
+    """Add the listing index, and return the file when it is durable and can be read back."""
     _add_index(job.output, log)
     # the disk, SHA-256 and reading back keep different things busy; an error of fsync(2) is reported once, so here
     with ThreadPoolExecutor(2) as beside:
@@ -80,7 +89,18 @@ def _add_index(output: str, log: process.Log) -> None:
     try:
         log(f"listing index: {append_index(output)} bytes")
     except DamagedError as err:
-        raise ToolError("The new squash file cannot be read back.", details=f"{err} {err.details}") from err
+        raise ToolError("The new squash file cannot be read back.", details=err.details or err.brief) from err
+
+
+def _write_error(err: OSError, output: str) -> SquashmountError:
+    if err.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return _no_space(str(err))
+    return HostError(f"{output} cannot be written.", details=str(err), hint="try again; if it stays, look at DIR")
+
+
+def _no_space(details: str) -> SpaceError:
+    hint = "free space in DIR (migrate2scratch prune --now empties its trash) or raise the quota"
+    return SpaceError("No space for the squash file.", details=details, hint=hint)
 
 
 def _follow(argv: tuple[str, ...], job: Job, progress: Progress, log: process.Log) -> jsonio.JsonObject:
@@ -118,8 +138,7 @@ def _follow(argv: tuple[str, ...], job: Job, progress: Progress, log: process.Lo
 def _error(message: jsonio.JsonObject) -> SquashmountError:
     brief, details = jsonio.get_str(message, "brief"), jsonio.get_str(message, "details", "")
     if any(text in details for text in _NO_SPACE):
-        hint = "free space in DIR (migrate2scratch prune --now empties its trash) or raise the quota"
-        return SpaceError("No space for the squash file.", details=details, hint=hint)
+        return _no_space(details)
     kind = getattr(errors, jsonio.get_str(message, "kind"), ToolError)
     error: SquashmountError = kind(brief, details=details, hint=jsonio.get_str(message, "hint", ""))
     return error

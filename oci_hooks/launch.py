@@ -33,9 +33,9 @@ def no_pmi(environ: Map, *, pmix: bool, pmi: bool) -> tuple[str, ...]:
     tasks, _ = tasks_and_nodes(environ)
     if tasks == 1 or (pmi and any(name in environ for name in _PMI)) or (pmix and _PMIX in environ):
         return ()
-    started = f"PMIx, which {'MPICH' if pmi else 'this MPI'} does not speak" if _PMIX in environ else "no PMI"
+    started = "PMIx, which this MPICH does not speak" if _PMIX in environ else "no PMI"
     if not pmi and any(name in environ for name in _PMI):
-        started = "PMI2, which this MPI does not speak"
+        started = "PMI2, which Open MPI speaks only where it was built for it"
     kind = "pmi2" if pmi else "pmix"
     return (
         f"srun started {tasks} tasks with {started}: each will be an MPI program of its own. Type srun --mpi={kind}.",

@@ -55,7 +55,10 @@ class ListingIndex:
         """Read the table."""
         _, _, compressor, records, chunks, stored, decoded, crc = header
         self._source = source
-        if compressor not in COMPRESSORS or decoded != records * _RECORD_BYTES + chunks * _CHUNK_ENTRY_BYTES:
+        if (
+            COMPRESSORS.get(compressor) not in {"gzip", "zstd"}
+            or decoded != records * _RECORD_BYTES + chunks * _CHUNK_ENTRY_BYTES
+        ):
             raise source.damaged("the header of its listing index is wrong")
         self._decode = decoder(COMPRESSORS[compressor])
         table = memoryview(self._decoded(source.read(position, stored), decoded, crc))

@@ -71,7 +71,7 @@ def _records(image: SquashImage) -> Iterator[tuple[int, int, Encoded]]:
 
 
 class _Writer:
-    """Collects records into compressed chunks: a hundredth of the listings' size stays in memory."""
+    """Collects records into compressed chunks: a tenth of the listings' size stays in memory."""
 
     def __init__(self, encode: Encoder) -> None:
         self._encode = encode

@@ -10,7 +10,7 @@ import struct
 from bisect import bisect_right
 from itertools import accumulate, islice
 
-from squashmount.errors import DamagedError
+from squashmount.errors import DamagedError, ToolError
 from squashmount.lean import TYPE_CHECKING, Callable, Iterable, Iterator, NamedTuple, Sequence
 from squashmount.squashfs.directories import Segment
 from squashmount.squashfs.generations import Generations
@@ -80,9 +80,9 @@ class Listings:
                 stored = index.records(node, cookie) if index else ()
                 if index and stored:
                     return _slices((self._stored(index, node, record) for record in stored), cookie, room)
-            except DamagedError as err:
+            except (DamagedError, ToolError) as err:  # ToolError: of another compressor than the image, not installed
                 self._indexed = False
-                self._complain(f"its index is ignored: {err}: {err.details}")
+                self._complain(f"the listing index is ignored: {err.details or err.brief}")
         return _slices((encoded for _, encoded in self.encoded(node, cookie)), cookie, room)
 
     def encoded(self, node: int, cookie: int = 0) -> Iterator[tuple[int, Encoded]]:

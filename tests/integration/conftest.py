@@ -7,6 +7,7 @@ another user with an id range of his own, `solo` has no range (single-id map).
 import functools
 import itertools
 import os
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -140,3 +141,13 @@ def solo_store(lab: Path, product: Path, solo: User, debian: str) -> Path:
 def root(lab: Path) -> User:
     """Root himself, for rootful Podman."""
     return root_user(lab)
+
+
+@pytest.fixture
+def fake_gpu() -> Iterator[Path]:
+    """A device node of a GPU that is not here, as /dev/zero."""
+    path = Path("/dev/fakegpu0")
+    os.mknod(path, stat.S_IFCHR | 0o666, os.makedev(1, 5))
+    path.chmod(0o666)
+    yield path
+    path.unlink()

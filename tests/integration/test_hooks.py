@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,7 +15,6 @@ RUNTIMES = [
     pytest.param(name, marks=pytest.mark.skipif(not shutil.which(name), reason=f"needs {name}"))
     for name in ("crun", "runc")
 ]
-FAKE = Path("/dev/fakegpu0")
 
 MODULE = """
 help = "One of each."
@@ -97,14 +95,6 @@ def top(lab: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
 def hooks(top: Path, compute: Node, busybox: str) -> Hooks:
     assert busybox
     return Hooks(top, compute)
-
-
-@pytest.fixture
-def fake_gpu() -> Iterator[Path]:
-    os.mknod(FAKE, stat.S_IFCHR | 0o666, os.makedev(1, 5))  # as /dev/zero
-    FAKE.chmod(0o666)
-    yield FAKE
-    FAKE.unlink()
 
 
 LOOK = """

@@ -21,7 +21,6 @@ RUNTIMES = [
     for name in ("crun", "runc")
 ]
 STYLES = ["absolute", "relative"]
-FAKE = Path("/dev/fakegpu0")
 
 
 class Trap:
@@ -84,14 +83,6 @@ def trap(lab: Path, make_node: Callable[..., Node], alice: User, request: pytest
     top = lab / f"trap-{abs(hash(request.node.name))}"
     yield Trap(top, make_node(alice))
     run("rm", "-rf", "--one-file-system", str(top)).ok()
-
-
-@pytest.fixture
-def fake_gpu() -> Iterator[Path]:
-    os.mknod(FAKE, stat.S_IFCHR | 0o666, os.makedev(1, 5))  # as /dev/zero
-    FAKE.chmod(0o666)
-    yield FAKE
-    FAKE.unlink()
 
 
 @pytest.mark.parametrize("style", STYLES)

@@ -32,8 +32,8 @@ MODULES = {
         ({"SLURM_STEP_NUM_TASKS": "1", "SLURM_STEP_NUM_NODES": "1"}, {"pmi"}, ""),
         ({"SLURM_STEP_NUM_TASKS": "many", "SLURM_STEP_NUM_NODES": "2"}, {"pmi"}, ""),
         (STEP, {"pmi"}, "4 tasks with no PMI: each will be an MPI program of its own. Type srun --mpi=pmi2."),
-        (STEP | PMIX, {"pmi"}, "4 tasks with PMIx, which MPICH does not speak: "),
-        (STEP | PMI2, {"pmix"}, "4 tasks with PMI2, which this MPI does not speak: "),
+        (STEP | PMIX, {"pmi"}, "4 tasks with PMIx, which this MPICH does not speak: "),
+        (STEP | PMI2, {"pmix"}, "4 tasks with PMI2, which Open MPI speaks only where it was built for it: "),
         (STEP, {"pmix"}, "Type srun --mpi=pmix."),
     ],
 )

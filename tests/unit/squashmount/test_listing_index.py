@@ -2,6 +2,7 @@
 
 import os
 import random
+import resource
 import shutil
 import stat
 import struct
@@ -231,6 +232,19 @@ def test_counts_that_lie(indexed: str, records: int, chunks: int, extra: int, sa
     assert any(word in caught.value.details for word in says.split("|"))
 
 
+@pytest.mark.parametrize("number", [3, 77])
+def test_an_index_of_a_compressor_that_may_be_missing_is_ignored(indexed: str, number: int) -> None:
+    right = everything(indexed, [])
+    with SquashImage.open(indexed) as image:
+        at = index.index_position(image) + 8 + 96
+    with open(indexed, "r+b") as file:
+        file.seek(at)
+        file.write(struct.pack("<I", number))
+    complaints: list[str] = []
+    assert everything(indexed, complaints) == right
+    assert complaints == ["the listing index is ignored: the header of its listing index is wrong"]
+
+
 def test_an_image_that_cannot_be_listed_gets_none(squash: str, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     data = bytearray(Path(squash).read_bytes())
@@ -241,3 +255,16 @@ def test_an_image_that_cannot_be_listed_gets_none(squash: str, tmp_path: Path) -
     with pytest.raises(DamagedError):
         append_index(str(broken))
     assert broken.read_bytes() == data
+
+
+def test_an_index_that_cannot_be_written_leaves_a_squash_file(indexed: str) -> None:
+    with SquashImage.open(indexed) as image:
+        begin = index.index_position(image)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (begin + 100, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            append_index(indexed)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert everything(indexed, []) == everything(indexed, [], indexed=False)
