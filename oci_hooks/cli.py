@@ -7,7 +7,9 @@ from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
-from squashmount.errors import EXIT_FINDINGS, EXIT_INTERRUPTED, SquashmountError, UsageError, report
+from squashmount import command_line
+from squashmount.command_line import Command, run_command, say
+from squashmount.errors import EXIT_FINDINGS, UsageError
 
 from . import module_keys
 
@@ -30,19 +32,7 @@ exit codes:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    args = parser().parse_args(argv)
-    try:
-        code: int = args.command(args)
-        sys.stdout.flush()
-        return code
-    except SquashmountError as err:
-        return report(err, program=PROGRAM)
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        # `| head` has seen enough; the interpreter must not complain at its end (signal, "Note on SIGPIPE")
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+    return run_command(parser(), argv)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -54,28 +44,15 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     top.add_argument("--version", action="version", version=f"{PROGRAM} {version('squashmount')}")
-    commands = top.add_subparsers(required=True, metavar="COMMAND")
+    parsers = top.add_subparsers(required=True, metavar="COMMAND")
     for add in COMMANDS:
-        add(commands)
+        add(parsers)
     return top
 
 
-def add_command(commands: Any, name: str, text: str, run: Callable[[argparse.Namespace], int]) -> Any:
+def add_command(parsers: Any, name: str, text: str, run: Command) -> Any:
     """Add one command; returns its parser for the options."""
-    made = commands.add_parser(
-        name,
-        help=text,
-        description=text[0].upper() + text[1:] + ".",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    made.set_defaults(command=run)
-    return made
-
-
-def say(text: str) -> None:
-    """Print a line."""
-    sys.stdout.write(text + "\n")
+    return command_line.add_command(parsers, name, text, run, epilog=_EPILOG)
 
 
 def _add_check(commands: Any) -> None:

@@ -51,7 +51,7 @@ def test_json(conf: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert answer["files"] == [str(conf)]
     assert answer["podman"] == 6
     assert answer["findings"][0]["check"] == "unreadable_file"
-    assert set(answer["findings"][0]) == {"check", "severity", "what", "why", "fix"}
+    assert set(answer["findings"][0]) == {"check", "id", "severity", "what", "evidence", "why", "fix"}
 
 
 def test_generated_files_pass(conf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,74 @@
+"""The command `squashmount-conf check`."""
+
+import argparse
+import json
+import os
+from typing import Any
+
+from squashmount.command_line import add_command, say
+from squashmount.errors import UsageError
+from squashmount.mountinfo import read_mounts
+
+from .checks import run_checks
+from .facts import Facts, gather
+from .finding import Finding, exit_code, summary
+from .generate import SITE_STORAGE
+from .options import EPILOG, add_scope
+from .podman import Machine, checked_major
+
+
+def add(commands: Any) -> None:
+    """Add `check`."""
+    parser = add_command(
+        commands, "check", "say what in the present files would not work, and why", _check, epilog=EPILOG
+    )
+    add_scope(parser)
+    parser.add_argument("--storage-conf", metavar="FILE", help="look at this file as the user's own storage.conf")
+    parser.add_argument("--strict", action="store_true", help="a warning counts as wrong too")
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
+
+
+def _check(args: argparse.Namespace) -> int:
+    facts = gather(_machine_to_check(args), read_mounts())
+    findings = run_checks(facts)
+    if args.json:
+        say(json.dumps(_as_json(facts, findings), indent=2))
+    else:
+        for _, finding in findings:
+            say(str(finding))
+        say(_summary(facts, findings))
+    return exit_code((finding for _, finding in findings), strict=args.strict)
+
+
+def _machine_to_check(args: argparse.Namespace) -> Machine:
+    podman = checked_major(args.podman)
+    if args.storage_conf:
+        if args.site:
+            raise UsageError("--site and --storage-conf exclude each other.")
+        named = os.path.abspath(args.storage_conf)
+        return Machine(dict(os.environ), os.getuid(), podman, storage_conf=named)
+    if not args.site:
+        return Machine(dict(os.environ), os.getuid(), podman)
+    # a user without files of his own, as the profile script leaves him; root cannot be one
+    uid = os.getuid() or 65534
+    environ = {"HOME": "/nonexistent", "USER": "nobody", "XDG_RUNTIME_DIR": f"/run/user/{uid}"}
+    site = os.path.join("/etc/containers", SITE_STORAGE)
+    if podman < 6 and os.path.exists(site):
+        environ["CONTAINERS_STORAGE_CONF"] = site
+    return Machine(environ, uid, podman, example=True)
+
+
+def _summary(facts: Facts, findings: tuple[tuple[str, Finding], ...]) -> str:
+    read = ", ".join(file.path for file in facts.files) or "no storage.conf of this user"
+    return f"Podman {facts.machine.podman}, {read}: {summary([finding for _, finding in findings])}"
+
+
+def _as_json(facts: Facts, findings: tuple[tuple[str, Finding], ...]) -> dict[str, Any]:
+    return {
+        "podman": facts.machine.podman,
+        "files": [file.path for file in facts.files],
+        "graphroot": facts.graphroot.path,
+        "runroot": facts.runroot.path,
+        "stores": [store.path for store in facts.stores],
+        "findings": [{"check": name, **finding.as_json()} for name, finding in findings],
+    }

@@ -1,0 +1,57 @@
+"""The node and the user as a probe sees them; unit tests put another file system root and environment in its place."""
+
+import os
+import pwd
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Node:
+    """What a probe may ask of its surroundings.
+
+    `root` is put before every file of the node (/etc, /proc, /sys): `/` in earnest.
+    """
+
+    environ: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
+    uid: int = field(default_factory=os.getuid)
+    gid: int = field(default_factory=os.getgid)
+    root: str = "/"
+
+    def path(self, name: str) -> str:
+        """Return where an absolute path of the node lies."""
+        return os.path.join(self.root, name.lstrip("/"))
+
+    def text(self, name: str) -> str | None:
+        """Return a file of the node, or None where it cannot be read; odd bytes become surrogates.
+
+        At most 64 MiB: a configuration file is smaller, and a probe must not eat the node's memory.
+        """
+        data = self.bytes(name)
+        return None if data is None else os.fsdecode(data)
+
+    def bytes(self, name: str) -> bytes | None:
+        """Return a file of the node as it is, or None where it cannot be read; at most 64 MiB."""
+        try:
+            with open(self.path(name), "rb") as file:
+                return file.read(64 << 20)
+        except OSError:
+            return None
+
+    @property
+    def user(self) -> str | None:
+        """Return the login name by passwd(5) and nsswitch; None for a uid without an entry."""
+        try:
+            return pwd.getpwuid(self.uid).pw_name
+        except KeyError:
+            return None
+
+    @property
+    def name(self) -> str:
+        """Return the name Podman looks ranges up by: $USER before passwd (podman, rootless.GetConfiguredMappings)."""
+        return self.environ.get("USER") or self.user or str(self.uid)
+
+    @property
+    def runtime_dir(self) -> str:
+        """Return $XDG_RUNTIME_DIR as it is set; empty when it is not."""
+        return self.environ.get("XDG_RUNTIME_DIR", "")

@@ -1,0 +1,178 @@
+"""Run probes so that none can hang, crash or slow down the doctor.
+
+Each runs in a child in a session of its own, all of them at once; what it finds comes back as JSON through a pipe. A
+child that does not answer in time is killed with everything it started, and that is a finding, too. A child that
+cannot be killed (state D, a dead file system) is left behind: nobody waits for it.
+"""
+
+import json
+import os
+import selectors
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+from ..finding import Finding, Severity, error, warning
+from .node import Node
+
+_LIMIT = 1 << 20
+"""Bytes of findings that are read from one child; a real answer is a few kilobytes."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One or several checks that share what they must find out.
+
+    `ids` are what it may report; `seconds` is how long it may take.
+    """
+
+    ids: tuple[str, ...]
+    title: str
+    run: Callable[[Node], Iterable[Finding]]
+    seconds: float = 5.0
+
+
+@dataclass
+class _Child:
+    probe: Probe
+    pid: int
+    pipe: int
+    end: float
+    said: bytearray
+
+
+def run_all(probes: Sequence[Probe], node: Node, *, at_once: int = 8) -> list[Finding]:
+    """Run the probes, at most `at_once` at a time, and return what they found, in the order of the probes."""
+    waiting = list(reversed(probes))
+    found: dict[Probe, list[Finding]] = {}
+    with selectors.DefaultSelector() as selector, _killed_at_the_end() as children:
+        while waiting or children:
+            while waiting and len(children) < at_once:
+                child = _start(waiting.pop(), node, [other.pipe for other in children.values()])
+                children[child.pipe] = child
+                selector.register(child.pipe, selectors.EVENT_READ)
+            for child in _ready(selector, children):
+                selector.unregister(child.pipe)
+                del children[child.pipe]
+                found[child.probe] = _answer(child)
+    return [finding for probe in probes for finding in found[probe]]
+
+
+def _start(probe: Probe, node: Node, others: Sequence[int]) -> _Child:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    pid = os.fork()
+    if pid == 0:
+        _as_child(probe, node, reader, writer, others)
+    os.close(writer)
+    return _Child(probe, pid, reader, time.monotonic() + probe.seconds, bytearray())
+
+
+def _as_child(probe: Probe, node: Node, reader: int, writer: int, others: Sequence[int]) -> None:
+    """Be the child: never returns."""
+    try:
+        os.setsid()
+        for pipe in (reader, *others):
+            os.close(pipe)
+        null = os.open(os.devnull, os.O_RDWR)
+        for number in (0, 1, 2):  # plugins of nsswitch print on them
+            os.dup2(null, number)
+        findings = [finding.as_json() for finding in probe.run(node)]
+        _write(writer, json.dumps({"findings": findings}).encode())
+    except BaseException:  # noqa: BLE001 - whatever it is, the parent tells it
+        with suppress(OSError):
+            _write(writer, json.dumps({"bug": traceback.format_exc()}).encode())
+    finally:
+        os._exit(0)
+
+
+def _write(writer: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(writer, data) :]
+
+
+def _ready(selector: selectors.BaseSelector, children: dict[int, _Child]) -> Iterator[_Child]:
+    """Wait for the next event; yield the children that have answered or whose time is over."""
+    wait = max(0.0, min(child.end for child in children.values()) - time.monotonic())
+    over: list[_Child] = []
+    for key, _ in selector.select(wait):
+        child = children[key.fd]
+        data = os.read(child.pipe, 1 << 16)
+        child.said += data
+        if not data or len(child.said) > _LIMIT:
+            over.append(child)
+    now = time.monotonic()
+    over += [child for child in children.values() if child.end <= now and child not in over]
+    yield from over
+
+
+def _answer(child: _Child) -> list[Finding]:
+    late = time.monotonic() >= child.end
+    os.close(child.pipe)
+    _kill(child.pid)
+    try:
+        said = json.loads(child.said)
+    except ValueError:
+        return [_silent(child.probe, late=late)]
+    if "bug" in said:
+        return [_bug(child.probe, said["bug"])]
+    return [_from_json(item) for item in said["findings"]]
+
+
+def _kill(pid: int) -> None:
+    """Kill the session and collect its leader, without waiting for one that cannot die."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
+    with suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, signal.SIGKILL)  # it has not come to setsid yet
+    for _ in range(20):
+        with suppress(ChildProcessError):
+            if os.waitpid(pid, os.WNOHANG) == (0, 0):
+                time.sleep(0.005)
+                continue
+        return
+
+
+def _silent(probe: Probe, *, late: bool) -> Finding:
+    how = f"did not answer in {probe.seconds:g} s" if late else "died without an answer"
+    return error(
+        f"{probe.title} {how}.",
+        "Something it asks hangs: a file system that does not answer, sssd, or a lock that nobody grants; Podman would "
+        "hang there as well.",
+        "look at the file systems with `df`, at sssd with `id`; then again with `squashmount-conf doctor --only "
+        f"{','.join(probe.ids)}`",
+        id=probe.ids[0],
+    )
+
+
+def _bug(probe: Probe, text: str) -> Finding:
+    return warning(
+        f"{probe.title} failed in a way nobody foresaw.",
+        "This is a mistake of squashmount-conf.",
+        "report it with what is seen here",
+        id=probe.ids[0],
+        evidence=text.strip(),
+    )
+
+
+def _from_json(item: dict[str, str]) -> Finding:
+    return Finding(
+        Severity(item["severity"]), item["what"], item["why"], item["fix"], item["id"], evidence=item["evidence"]
+    )
+
+
+@contextmanager
+def _killed_at_the_end() -> Iterator[dict[int, _Child]]:
+    """Give the table of children; those still in it at the end (Ctrl-C) are killed."""
+    children: dict[int, _Child] = {}
+    try:
+        yield children
+    finally:
+        for child in children.values():
+            os.close(child.pipe)
+            _kill(child.pid)

@@ -1,0 +1,87 @@
+"""Probes of the doctor run in children: none can hang it, crash it, or print through it."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from squashmount.storage_conf.doctor.node import Node
+from squashmount.storage_conf.doctor.probe import Probe, run_all
+from squashmount.storage_conf.finding import Finding, Severity, error, info
+
+NODE = Node(environ={}, uid=os.getuid(), gid=os.getgid())
+
+
+def seen(number: int) -> Probe:
+    def run(_node: Node) -> Iterator[Finding]:
+        time.sleep(0.05 * (3 - number))
+        os.write(1, b"noise of a plugin\n")
+        yield error("what", "why", "fix", id=f"U{number}", evidence="line 1\nline \udcff2")
+
+    return Probe((f"U{number}",), "The probe", run)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False
+
+
+def test_findings_come_in_the_order_of_the_probes_whoever_answers_first() -> None:
+    found = run_all([seen(number) for number in range(3)], NODE, at_once=2)
+    assert [finding.id for finding in found] == ["U0", "U1", "U2"]
+    assert found[0] == error("what", "why", "fix", id="U0", evidence="line 1\nline \udcff2")
+
+
+def test_one_that_hangs_is_killed_with_all_it_started_and_named(tmp_path: Path) -> None:
+    def run(_node: Node) -> Iterator[Finding]:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        child = os.fork()
+        if child:
+            (tmp_path / "pids").write_text(f"{os.getpid()} {child}")
+        time.sleep(60)
+        yield info("late", "late", "late")
+
+    start = time.monotonic()
+    hangs = Probe(("U42", "U46"), "The id map", run, seconds=0.5)
+    found = run_all([hangs, seen(1)], NODE)
+    assert time.monotonic() - start < 10  # 60 where it is waited for
+    assert [(finding.id, finding.severity) for finding in found] == [("U42", Severity.ERROR), ("U1", Severity.ERROR)]
+    assert "did not answer in 0.5 s" in found[0].what
+    assert "--only U42,U46" in found[0].fix
+    time.sleep(0.1)
+    assert not any(alive(int(pid)) for pid in (tmp_path / "pids").read_text().split())
+
+
+def test_one_that_dies_or_has_a_bug_is_told_and_the_others_go_on() -> None:
+    def dies(_node: Node) -> Iterator[Finding]:
+        os.kill(os.getpid(), signal.SIGKILL)
+        yield info("", "", "")
+
+    def wrong(_node: Node) -> Iterator[Finding]:
+        raise ZeroDivisionError
+        yield
+
+    found = run_all([Probe(("U1",), "The first", dies), Probe(("U2",), "The second", wrong), seen(1)], NODE)
+    assert "died without an answer" in found[0].what
+    assert found[1].severity is Severity.WARNING
+    assert "ZeroDivisionError" in found[1].evidence
+    assert found[2].id == "U1"
+
+
+def test_an_endless_answer_is_cut_off() -> None:
+    def run(_node: Node) -> Iterator[Finding]:
+        yield info("x" * (3 << 20), "why", "fix")
+
+    assert "died without an answer" in run_all([Probe(("U1",), "The probe", run)], NODE)[0].what
+
+
+def test_files_of_the_node_are_read_below_its_root(tmp_path: Path) -> None:
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/subuid").write_bytes(b"a:1:2\xff\n")
+    node = Node(environ={"USER": "else"}, uid=os.getuid(), root=str(tmp_path))
+    assert node.text("/etc/subuid") == "a:1:2\udcff\n"
+    assert node.bytes("/etc/nsswitch.conf") is None
+    assert node.name == "else"
