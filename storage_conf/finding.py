@@ -45,6 +45,14 @@ class Finding:
         }
 
 
+@dataclass(frozen=True)
+class Fact:
+    """What is so, without being good or bad: shown in the head of the doctor's answer."""
+
+    name: str
+    value: str
+
+
 def error(what: str, why: str, fix: str, *, id: str = "", evidence: str = "") -> Finding:  # noqa: A002 - the field's name
     """Return a finding that stops containers, or puts data or other users at risk."""
     return Finding(Severity.ERROR, what, why, fix, id, evidence)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-from ..finding import Finding, Severity, error, warning
+from ..finding import Fact, Finding, Severity, error, warning
 from .node import Node
 
 _LIMIT = 1 << 20
@@ -32,7 +32,7 @@ class Probe:
 
     ids: tuple[str, ...]
     title: str
-    run: Callable[[Node], Iterable[Finding]]
+    run: Callable[[Node], Iterable[Finding | Fact]]
     seconds: float = 5.0
 
 
@@ -45,10 +45,15 @@ class _Child:
     said: bytearray
 
 
-def run_all(probes: Sequence[Probe], node: Node, *, at_once: int = 8) -> list[Finding]:
-    """Run the probes, at most `at_once` at a time, and return what they found, in the order of the probes."""
+def run_all(
+    probes: Sequence[Probe], node: Node, *, at_once: int = 8, facts: dict[str, str] | None = None
+) -> list[Finding]:
+    """Run the probes, at most `at_once` at a time, and return what they found, in the order of the probes.
+
+    `facts` is filled with what they learned, in the same order.
+    """
     waiting = list(reversed(probes))
-    found: dict[Probe, list[Finding]] = {}
+    found: dict[Probe, list[Finding | Fact]] = {}
     with selectors.DefaultSelector() as selector, _killed_at_the_end() as children:
         while waiting or children:
             while waiting and len(children) < at_once:
@@ -59,7 +64,10 @@ def run_all(probes: Sequence[Probe], node: Node, *, at_once: int = 8) -> list[Fi
                 selector.unregister(child.pipe)
                 del children[child.pipe]
                 found[child.probe] = _answer(child)
-    return [finding for probe in probes for finding in found[probe]]
+    answers = [answer for probe in probes for answer in found[probe]]
+    if facts is not None:
+        facts |= {answer.name: answer.value for answer in answers if isinstance(answer, Fact)}
+    return [answer for answer in answers if isinstance(answer, Finding)]
 
 
 def _start(probe: Probe, node: Node, others: Sequence[int]) -> _Child:
@@ -82,8 +90,8 @@ def _as_child(probe: Probe, node: Node, reader: int, writer: int, others: Sequen
         null = os.open(os.devnull, os.O_RDWR)
         for number in (0, 1, 2):  # plugins of nsswitch print on them
             os.dup2(null, number)
-        findings = [finding.as_json() for finding in probe.run(node)]
-        _write(writer, json.dumps({"findings": findings}).encode())
+        answers = [_as_json(answer) for answer in probe.run(node)]
+        _write(writer, json.dumps({"answers": answers}).encode())
     except BaseException:  # noqa: BLE001 - whatever it is, the parent tells it
         with suppress(OSError):
             _write(writer, json.dumps({"bug": traceback.format_exc()}).encode())
@@ -111,7 +119,7 @@ def _ready(selector: selectors.BaseSelector, children: dict[int, _Child]) -> Ite
     yield from over
 
 
-def _answer(child: _Child) -> list[Finding]:
+def _answer(child: _Child) -> list[Finding | Fact]:
     late = time.monotonic() >= child.end
     os.close(child.pipe)
     _kill(child.pid)
@@ -121,7 +129,7 @@ def _answer(child: _Child) -> list[Finding]:
         return [_silent(child.probe, late=late)]
     if "bug" in said:
         return [_bug(child.probe, said["bug"])]
-    return [_from_json(item) for item in said["findings"]]
+    return [_from_json(item) for item in said["answers"]]
 
 
 def _kill(pid: int) -> None:
@@ -160,7 +168,13 @@ def _bug(probe: Probe, text: str) -> Finding:
     )
 
 
-def _from_json(item: dict[str, str]) -> Finding:
+def _as_json(answer: Finding | Fact) -> dict[str, str]:
+    return {"fact": answer.name, "value": answer.value} if isinstance(answer, Fact) else answer.as_json()
+
+
+def _from_json(item: dict[str, str]) -> Finding | Fact:
+    if "fact" in item:
+        return Fact(item["fact"], item["value"])
     return Finding(
         Severity(item["severity"]), item["what"], item["why"], item["fix"], item["id"], evidence=item["evidence"]
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from squashmount.storage_conf.doctor.node import Node
 from squashmount.storage_conf.doctor.probe import Probe, run_all
-from squashmount.storage_conf.finding import Finding, Severity, error, info
+from squashmount.storage_conf.finding import Fact, Finding, Severity, error, info
 
 NODE = Node(environ={}, uid=os.getuid(), gid=os.getgid())
 
@@ -85,3 +85,18 @@ def test_files_of_the_node_are_read_below_its_root(tmp_path: Path) -> None:
     assert node.text("/etc/subuid") == "a:1:2\udcff\n"
     assert node.bytes("/etc/nsswitch.conf") is None
     assert node.name == "else"
+
+
+def test_facts_come_beside_the_findings_in_the_order_of_the_probes() -> None:
+    def slow(_node: Node) -> Iterator[Finding | Fact]:
+        time.sleep(0.1)
+        yield Fact("first", "\udcff")
+        yield info("what", "why", "fix", id="U1")
+
+    def fast(_node: Node) -> Iterator[Fact]:
+        yield Fact("second", "2")
+
+    facts: dict[str, str] = {}
+    found = run_all([Probe(("U1",), "The first", slow), Probe(("U2",), "The second", fast)], NODE, facts=facts)
+    assert [finding.id for finding in found] == ["U1"]
+    assert list(facts.items()) == [("first", "\udcff"), ("second", "2")]
