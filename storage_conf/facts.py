@@ -66,8 +66,8 @@ class Facts:
     runtime_dir: str  # ok, or what is wrong with XDG_RUNTIME_DIR
 
 
-def gather(machine: Machine, mounts: Sequence[Mount]) -> Facts:
-    """Read what Podman would read for this user."""
+def gather(machine: Machine, mounts: Sequence[Mount], *, stores: bool = True) -> Facts:
+    """Read what Podman would read for this user; what is in additional stores only with `stores`: they may hang."""
     files = tuple(read_conf(path) for path in storage_files(machine))
     system_path = system_file(machine)
     system = read_conf(system_path) if system_path else None
@@ -79,7 +79,7 @@ def gather(machine: Machine, mounts: Sequence[Mount]) -> Facts:
     options = _table(storage, "options")
     overlay = _table(options, "overlay")
     program = str(overlay.get("mount_program") or options.get("mount_program") or "")
-    stores = options.get("additionalimagestores")
+    named = options.get("additionalimagestores") if stores else None
     return Facts(
         machine=machine,
         files=files,
@@ -91,7 +91,7 @@ def gather(machine: Machine, mounts: Sequence[Mount]) -> Facts:
         runroot=place(machine, mounts, *_runroot(machine, storage), origins),
         history=read_history(graphroot.path),
         program=read_program(program),
-        stores=tuple(read_store(item) for item in stores if isinstance(item, str)) if isinstance(stores, list) else (),
+        stores=tuple(read_store(item) for item in named if isinstance(item, str)) if isinstance(named, list) else (),
         runtime_dir=_runtime_dir(machine),
     )
 

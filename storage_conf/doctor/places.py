@@ -1,0 +1,75 @@
+"""What several probes ask of the configuration: the files Podman reads, and where it keeps images and state.
+
+Each probe is a process of its own and asks again: all of it together costs less than handing it around.
+"""
+
+import os
+import re
+
+from squashmount.errors import ToolError
+from squashmount.mountinfo import Mount, parse_line
+from squashmount.process import run
+
+from ..facts import Facts, gather
+from ..podman import SUPPORTED, Machine
+from .node import Node
+
+NEWEST = 5
+"""The Podman whose rules are taken where none answers."""
+
+
+def podman_version(node: Node) -> str:
+    """Return what the installed Podman calls itself ("4.3.1"); empty where it does not answer in 2 s."""
+    # it reads its files even for --version and fails on a broken one, which is what is to be explained
+    nothing = {"CONTAINERS_STORAGE_CONF": os.devnull, "CONTAINERS_CONF": os.devnull}
+    try:
+        out = run("podman", "--version", env={**node.environ, **nothing}, timeout=2.0)
+    except ToolError:
+        return ""
+    found = re.search(r"version (\d+\.\d+\S*)", out)
+    return found[1] if found else ""
+
+
+def major(version: str) -> int:
+    """Return which of the supported dialects a version speaks."""
+    number = int(version.partition(".")[0]) if version else NEWEST
+    return min(max(number, SUPPORTED[0]), SUPPORTED[-1])
+
+
+def configuration(node: Node, version: str = "", *, stores: bool = False) -> Facts:
+    """Return what Podman would read for this user; additional stores, which may hang, only when asked for."""
+    machine = Machine(
+        node.environ,
+        node.uid,
+        major(version),
+        etc=node.path("/etc/containers"),
+        vendor=node.path("/usr/share/containers"),
+    )
+    return gather(machine, mounts(node), stores=stores)
+
+
+def mounts(node: Node) -> list[Mount]:
+    """Return the mounts of this process, in mount order."""
+    return [parse_line(line) for line in (node.text("/proc/self/mountinfo") or "").splitlines() if " - " in line]
+
+
+def nearest(path: str) -> str:
+    """Return the path, or the deepest directory above it that exists."""
+    real = os.path.realpath(path)
+    while not os.path.isdir(real) and real != "/":
+        real = os.path.dirname(real)
+    return real
+
+
+def own_ranges(node: Node) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """Return (start, count) of the user's subordinate uids and gids as the node's source lists them; often one each."""
+    return _listed(node), _listed(node, "-g")
+
+
+def _listed(node: Node, *kind: str) -> list[tuple[int, int]]:
+    try:
+        out = run("getsubids", *kind, node.name, ok=(0, 1), env=dict(node.environ), timeout=4.0)
+    except ToolError:
+        return []
+    rows = [line.split() for line in out.splitlines()]  # "0: NAME START COUNT"
+    return [(int(row[2]), int(row[3])) for row in rows if len(row) == 4 and row[2].isdigit() and row[3].isdigit()]

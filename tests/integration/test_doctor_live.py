@@ -1,0 +1,170 @@
+"""The doctor's probes on real faults: each is made in the lab, and exactly its id is named."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from lab import Done, Node, User, run
+
+pytestmark = [pytest.mark.needs_root, pytest.mark.needs_fuse, pytest.mark.needs_podman]
+
+DOCTOR = """
+import json, sys, time
+from importlib import import_module
+from squashmount.storage_conf.doctor.node import Node
+from squashmount.storage_conf.doctor.probe import run_all
+probes = [probe for name in sys.argv[1:] for probe in import_module(f"squashmount.storage_conf.doctor.{name}").PROBES]
+facts = {}
+start = time.monotonic()
+found = run_all(probes, Node(), facts=facts)
+print(json.dumps({"findings": [one.as_json() for one in found], "facts": facts, "seconds": time.monotonic() - start}))
+"""
+
+
+class Answer:
+    """What the doctor said."""
+
+    def __init__(self, done: Done) -> None:
+        self.all = json.loads(done.ok())
+        self.facts: dict[str, str] = self.all["facts"]
+        self.wrong = {one["id"]: one for one in self.all["findings"] if one["severity"] != "info"}
+        self.ids = {f"{one['severity']} {one['id']}" for one in self.all["findings"]}
+
+
+def doctor(node: Node, *modules: str, **environ: str) -> Answer:
+    words = [f"{key}={value}" for key, value in environ.items()]
+    return Answer(node.run("env", *words, str(node.product / "bin/python"), "-I", "-c", DOCTOR, *modules))
+
+
+@pytest.fixture
+def node(alice: User, product: Path) -> Iterator[Node]:
+    made = Node(alice, "doctor", product)
+    made.graphroot.mkdir()
+    os.chown(made.graphroot, alice.uid, alice.gid)
+    yield made
+    made.close()
+
+
+@contextmanager
+def mounted(node: Node, fstype: str, options: str) -> Iterator[None]:
+    """Put a file system of this kind on the graphroot."""
+    run("mount", "-t", fstype, "-o", options, "doctor", str(node.graphroot)).ok()
+    os.chown(node.graphroot, node.user.uid, node.user.gid)
+    try:
+        yield
+    finally:
+        run("umount", "-l", str(node.graphroot)).ok()
+
+
+def test_live_all_well(node: Node) -> None:
+    before = sorted(str(path) for path in node.base.rglob("*"))
+    answer = doctor(node, "live")
+    assert answer.wrong == {}, answer.all
+    assert answer.facts["overlay in a user namespace"] == "userxattr: ok, plain: ok"
+    assert sorted(str(path) for path in node.base.rglob("*")) == before
+
+
+def test_u43_on_overlay(node: Node) -> None:
+    low = node.base / "low"
+    for name in ("low", "up", "work"):
+        (node.base / name).mkdir()
+    with mounted(node, "overlay", f"lowerdir={low},upperdir={node.base}/up,workdir={node.base}/work"):
+        answer = doctor(node, "live")
+        assert answer.ids == {"warning U43"}, answer.all
+        # the doctor goes by the type, to write nothing; this is what the kernel says
+        script = (
+            f"cd {node.graphroot}; mkdir u w m; mount -t overlay -o lowerdir=/etc,upperdir=u,workdir=w,userxattr o m"
+        )
+        assert node.run("unshare", "-Urm", "bash", "-c", script).code != 0
+
+
+def test_u45_without_attributes(node: Node) -> None:
+    with mounted(node, "ramfs", "mode=700"):
+        answer = doctor(node, "live")
+        assert answer.ids == {"warning U45"}, answer.all
+        assert "ENOTSUP" in answer.wrong["U45"]["evidence"]
+
+
+@contextmanager
+def in_its_place(path: str, text: bytes | None = None, mode: int = 0o755) -> Iterator[None]:
+    """Put a copy with this mode, or another file, over a program."""
+    cover = Path(os.environ["LAB"]) / f"cover-{os.path.basename(path)}"
+    cover.write_bytes(Path(path).read_bytes() if text is None else text)
+    cover.chmod(mode)
+    run("mount", "--bind", str(cover), path).ok()
+    try:
+        yield
+    finally:
+        run("umount", "-l", path).ok()
+
+
+def test_u42_newuidmap_without_its_privilege(node: Node) -> None:
+    with in_its_place("/usr/bin/newuidmap"):
+        answer = doctor(node, "live")
+        assert answer.ids == {"error U42"}, answer.all
+        assert "chmod 4755 /usr/bin/newuidmap" in answer.wrong["U42"]["fix"]
+        assert "Operation not permitted" in answer.wrong["U42"]["evidence"]
+
+
+def test_u42_setuid_and_capabilities_at_once(node: Node) -> None:
+    with in_its_place("/usr/bin/newgidmap", mode=0o4755):
+        run("setcap", "cap_setgid+ep", "/usr/bin/newgidmap").ok()
+        answer = doctor(node, "live")
+        assert answer.ids == {"error U42"}, answer.all
+        assert "newgidmap fails" in answer.wrong["U42"]["what"]
+
+
+def test_u42_no_newuidmap(node: Node) -> None:
+    answer = doctor(node, "live", PATH="/nowhere")
+    assert answer.ids == set(), answer.all  # getsubids is gone as well: U07 and U20 say it
+    bin_ = node.base / "bin"
+    bin_.mkdir()
+    (bin_ / "getsubids").symlink_to("/usr/bin/getsubids")
+    answer = doctor(node, "live", PATH=str(bin_))
+    assert answer.ids == {"error U42"}, answer.all
+    assert "install uidmap" in answer.wrong["U42"]["fix"]
+
+
+def test_u42_no_new_privileges(node: Node) -> None:
+    command = ("setpriv", "--no-new-privs", str(node.product / "bin/python"), "-I", "-c", DOCTOR, "live")
+    answer = Answer(node.run(*command))
+    assert answer.ids == {"error U42"}, answer.all
+    assert "no_new_privs" in answer.wrong["U42"]["why"]
+
+
+PLUGIN = """
+#include <stdbool.h>
+#include <stdlib.h>
+struct range { unsigned long start, count; };
+int shadow_subid_has_range(const char *o, unsigned long s, unsigned long c, int t, bool *r) { *r = true; return 0; }
+int shadow_subid_list_owner_ranges(const char *o, int t, struct range **r, int *n) {
+    *r = malloc(sizeof **r); (*r)->start = 300000000; (*r)->count = 65536; *n = 1; return 0; }
+int shadow_subid_find_subid_owners(unsigned long id, int t, unsigned **u, int *n) { *u = 0; *n = 0; return 0; }
+void shadow_subid_free(void *p) { free(p); }
+"""
+
+
+def test_u46_a_plugin_that_grants_more_than_it_lists(node: Node, lab: Path) -> None:
+    folder = "/usr/lib/x86_64-linux-gnu"  # newuidmap is setuid: nothing in the environment leads it elsewhere
+    place = lab / "plugin"
+    place.mkdir()
+    run("mount", "-t", "tmpfs", "plugin", str(place)).ok()
+    (place / "up").mkdir()
+    (place / "work").mkdir()
+    (place / "lab.c").write_text(PLUGIN)
+    nsswitch = Path("/etc/nsswitch.conf")
+    before = nsswitch.read_text()
+    run("gcc", "-shared", "-fPIC", "-o", str(place / "up/libsubid_lab.so"), str(place / "lab.c")).ok()
+    run("mount", "-t", "overlay", "-o", f"lowerdir={folder},upperdir={place}/up,workdir={place}/work", "o", folder).ok()
+    try:
+        nsswitch.write_text(before + "subid: lab\n")
+        answer = doctor(node, "live")
+    finally:
+        nsswitch.write_text(before)
+        run("umount", "-l", folder).ok()
+        run("umount", "-l", str(place)).ok()
+    assert answer.ids == {"error U46"}, answer.all
+    assert "300000000:65536" in answer.wrong["U46"]["evidence"]
