@@ -6,13 +6,13 @@ PROGRAM = "squashmount-conf"
 
 EPILOG = """\
 exit codes:
-  0    done; check: nothing is wrong (warnings do not count without --strict)
+  0    done; check, doctor: nothing is wrong (warnings do not count without --strict)
   1    the reader of the output went away
   2    wrong use of the command line, or a present file that cannot be edited
   5    a store does not exist
   6    a file cannot be written
   8    podman is missing or too old
-  11   check found something wrong
+  11   check or doctor found something wrong
   130  interrupted
 """
 

@@ -3,6 +3,12 @@
 Each runs in a child in a session of its own, all of them at once; what it finds comes back as JSON through a pipe. A
 child that does not answer in time is killed with everything it started, and that is a finding, too. A child that
 cannot be killed (state D, a dead file system) is left behind: nobody waits for it.
+
+One cause is named once. A probe whose trouble may only follow from something else names those checks in
+`explained_by`; it waits for them, and when one of them found an error (a warning does not count) it is not run at all
+and its ids are in `Outcome.skipped`. So the live id map (U42) of a user without a range is skipped because of U07. What
+is not chosen by --only is not waited for. Inside a probe the same is its own business: report the cause, not what
+follows from it.
 """
 
 import json
@@ -27,13 +33,24 @@ _LIMIT = 1 << 20
 class Probe:
     """One or several checks that share what they must find out.
 
-    `ids` are what it may report; `seconds` is how long it may take.
+    `ids` are what it may report; `seconds` is how long it may take; an error of one of `explained_by` is cause enough
+    for whatever this probe would see: then it is not run.
     """
 
     ids: tuple[str, ...]
     title: str
     run: Callable[[Node], Iterable[Finding | Fact]]
     seconds: float = 5.0
+    explained_by: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What was found, in the order of the probes, and the ids that were not looked at, with the id of the cause."""
+
+    findings: tuple[Finding, ...]
+    facts: dict[str, str]
+    skipped: dict[str, str]
 
 
 @dataclass
@@ -52,12 +69,29 @@ def run_all(
 
     `facts` is filled with what they learned, in the same order.
     """
-    waiting = list(reversed(probes))
+    outcome = examine(probes, node, at_once=at_once)
+    if facts is not None:
+        facts |= outcome.facts
+    return list(outcome.findings)
+
+
+def examine(probes: Sequence[Probe], node: Node, *, at_once: int = 8) -> Outcome:
+    """Run the probes, at most `at_once` at a time, except those that what another one found explains.
+
+    ValueError when probes wait for each other.
+    """
+    waiting = list(probes)
     found: dict[Probe, list[Finding | Fact]] = {}
+    skipped: dict[str, str] = {}
     with selectors.DefaultSelector() as selector, _killed_at_the_end() as children:
         while waiting or children:
-            while waiting and len(children) < at_once:
-                child = _start(waiting.pop(), node, [other.pipe for other in children.values()])
+            while len(children) < at_once and (probe := _next(waiting, children)):
+                waiting.remove(probe)
+                if cause := _cause(probe, found, skipped):
+                    found[probe] = []
+                    skipped |= dict.fromkeys(probe.ids, cause)
+                    continue
+                child = _start(probe, node, [other.pipe for other in children.values()])
                 children[child.pipe] = child
                 selector.register(child.pipe, selectors.EVENT_READ)
             for child in _ready(selector, children):
@@ -65,9 +99,33 @@ def run_all(
                 del children[child.pipe]
                 found[child.probe] = _answer(child)
     answers = [answer for probe in probes for answer in found[probe]]
-    if facts is not None:
-        facts |= {answer.name: answer.value for answer in answers if isinstance(answer, Fact)}
-    return [answer for answer in answers if isinstance(answer, Finding)]
+    return Outcome(
+        findings=tuple(answer for answer in answers if isinstance(answer, Finding)),
+        facts={answer.name: answer.value for answer in answers if isinstance(answer, Fact)},
+        skipped=skipped,
+    )
+
+
+def _next(waiting: Sequence[Probe], children: dict[int, _Child]) -> Probe | None:
+    """Return the first probe that waits for none that has not answered yet."""
+    unknown = {name for probe in (*waiting, *(child.probe for child in children.values())) for name in probe.ids}
+    ready = (probe for probe in waiting if not unknown.difference(probe.ids).intersection(probe.explained_by))
+    chosen = next(ready, None)
+    if waiting and not chosen and not children:
+        raise ValueError(f"probes wait for each other: {', '.join(probe.ids[0] for probe in waiting)}")
+    return chosen
+
+
+def _cause(probe: Probe, found: dict[Probe, list[Finding | Fact]], skipped: dict[str, str]) -> str:
+    """Return the id of the error that explains whatever this probe would see, or of one that explains that."""
+    # of an id that was not chosen nothing is told, so it cannot be the reason
+    told = (answer for earlier, said in found.items() for answer in said if _told(earlier, answer))
+    causes = skipped | {answer.id: answer.id for answer in told if isinstance(answer, Finding)}
+    return next((causes[name] for name in probe.explained_by if name in causes), "")
+
+
+def _told(probe: Probe, answer: Finding | Fact) -> bool:
+    return isinstance(answer, Finding) and answer.severity is Severity.ERROR and answer.id in probe.ids
 
 
 def _start(probe: Probe, node: Node, others: Sequence[int]) -> _Child:
@@ -106,6 +164,8 @@ def _write(writer: int, data: bytes) -> None:
 
 def _ready(selector: selectors.BaseSelector, children: dict[int, _Child]) -> Iterator[_Child]:
     """Wait for the next event; yield the children that have answered or whose time is over."""
+    if not children:  # all that were left are skipped
+        return
     wait = max(0.0, min(child.end for child in children.values()) - time.monotonic())
     over: list[_Child] = []
     for key, _ in selector.select(wait):

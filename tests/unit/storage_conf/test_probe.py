@@ -6,8 +6,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 from squashmount.storage_conf.doctor.node import Node
-from squashmount.storage_conf.doctor.probe import Probe, run_all
+from squashmount.storage_conf.doctor.probe import Probe, examine, run_all
 from squashmount.storage_conf.finding import Fact, Finding, Severity, error, info
 
 NODE = Node(environ={}, uid=os.getuid(), gid=os.getgid())
@@ -100,3 +101,41 @@ def test_facts_come_beside_the_findings_in_the_order_of_the_probes() -> None:
     found = run_all([Probe(("U1",), "The first", slow), Probe(("U2",), "The second", fast)], NODE, facts=facts)
     assert [finding.id for finding in found] == ["U1"]
     assert list(facts.items()) == [("first", "\udcff"), ("second", "2")]
+
+
+def after(name: str, *causes: str) -> Probe:
+    def run(_node: Node) -> Iterator[Finding]:
+        yield error("what", "why", "fix", id=name)
+
+    return Probe((name,), "The probe", run, explained_by=causes)
+
+
+def said(severity: Severity, name: str = "U7", **options: tuple[str, ...]) -> Probe:
+    def run(_node: Node) -> Iterator[Finding]:
+        time.sleep(0.05)
+        yield Finding(severity, "what", "why", "fix", name)
+
+    return Probe(options.get("ids", (name,)), "The cause", run)
+
+
+def test_what_follows_from_an_error_is_skipped_and_so_is_what_follows_from_that() -> None:
+    outcome = examine([after("U43", "U42"), after("U42", "U7", "U8"), said(Severity.ERROR), after("U50")], NODE)
+    assert [finding.id for finding in outcome.findings] == ["U7", "U50"]
+    assert outcome.skipped == {"U42": "U7", "U43": "U7"}
+
+
+def test_a_warning_explains_nothing() -> None:
+    outcome = examine([after("U42", "U7"), said(Severity.WARNING)], NODE)
+    assert [finding.id for finding in outcome.findings] == ["U42", "U7"]
+    assert outcome.skipped == {}
+
+
+def test_what_was_not_chosen_explains_nothing() -> None:
+    assert [one.id for one in run_all([after("U42", "U7")], NODE)] == ["U42"]
+    hidden = said(Severity.ERROR, ids=("U8",))  # finds U7, which nobody is told
+    assert examine([hidden, after("U42", "U7", "U8")], NODE).skipped == {}
+
+
+def test_probes_that_wait_for_each_other_are_a_mistake() -> None:
+    with pytest.raises(ValueError, match="U42, U43"):
+        examine([after("U42", "U43"), after("U43", "U42"), said(Severity.INFO)], NODE)

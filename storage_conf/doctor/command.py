@@ -1,0 +1,124 @@
+"""The command `squashmount-conf doctor`: a user on a node asks why containers do not start, or are slow."""
+
+import argparse
+import difflib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from squashmount.command_line import add_command, say
+from squashmount.errors import UsageError
+
+from ..finding import Finding, exit_code, summary
+from ..options import EPILOG
+from .node import Node
+from .probe import Outcome, Probe, examine
+
+FORMAT = 1
+"""Of the JSON object; it grows with keys, and changes when one means something else."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one run of the doctor says: everything that is printed, or goes into a support bundle."""
+
+    host: str
+    user: str
+    uid: int
+    podman: str
+    checked: tuple[str, ...]
+    skipped: dict[str, str]
+    facts: dict[str, str]
+    findings: tuple[Finding, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as `--json` prints it."""
+        return {
+            "format": FORMAT,
+            "host": self.host,
+            "user": self.user,
+            "uid": self.uid,
+            "podman": self.podman,
+            "findings": [finding.as_json() for finding in self.findings],
+            "checked": list(self.checked),
+            "skipped": self.skipped,
+            "facts": self.facts,
+        }
+
+    def as_text(self) -> str:
+        """Return the facts, the findings, the worst first, and one line that sums them up."""
+        order = {"error": 0, "warning": 1, "info": 2}
+        lines = [f"{name}: {value}" for name, value in self.facts.items()]
+        lines += [str(finding) for finding in sorted(self.findings, key=lambda one: order[one.severity.value])]
+        if self.skipped:
+            causes = sorted(set(self.skipped.values()))
+            lines.append(f"not looked at because of {', '.join(causes)}: {', '.join(sorted(self.skipped))}")
+        lines.append(f"{self.user} on {self.host}, {len(self.checked)} checks: {summary(self.findings)}")
+        return "\n".join(lines)
+
+
+def add(commands: Any) -> None:
+    """Add `doctor`."""
+    parser = add_command(
+        commands,
+        "doctor",
+        "say why containers do not start here, for you, and what to type",
+        _doctor,
+        epilog=EPILOG,
+        more="It changes nothing, and no check can hang it.",
+    )
+    parser.add_argument("--only", metavar="ID,...", help="these checks only, such as U07,U42")
+    parser.add_argument("--strict", action="store_true", help="a warning counts as wrong too")
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    report = examined(all_probes(), args.only)
+    say(json.dumps(report.as_json(), indent=2) if args.json else report.as_text())
+    return exit_code(report.findings, strict=args.strict)
+
+
+def all_probes() -> tuple[Probe, ...]:
+    """Return every probe there is, in the order their findings are told."""
+    return ()
+
+
+def examined(probes: Sequence[Probe], only: str | None = None) -> Report:
+    """Run the probes, or those that the ids in `only` belong to. UsageError for an id that no probe has."""
+    chosen = chosen_probes(probes, only) if only else tuple(probes)
+    ids = tuple(name for probe in chosen for name in probe.ids)
+    node = Node()
+    outcome = examine(chosen, node)
+    return Report(
+        host=os.uname().nodename,
+        user=node.user or str(node.uid),
+        uid=node.uid,
+        podman="",
+        checked=tuple(name for name in ids if name not in outcome.skipped),
+        skipped=outcome.skipped,
+        facts=outcome.facts,
+        findings=_chosen_findings(outcome, ids),
+    )
+
+
+def chosen_probes(probes: Sequence[Probe], only: str) -> tuple[Probe, ...]:
+    """Return the probes of a list of ids, each with these ids alone."""
+    wanted = [word.strip().upper() for word in only.split(",") if word.strip()]
+    known = [name for probe in probes for name in probe.ids]
+    for word in wanted:
+        if word not in known:
+            raise UsageError(f"There is no check {word}.", hint=_near(word, known))
+    chosen = ((probe, tuple(name for name in probe.ids if name in wanted)) for probe in probes)
+    return tuple(replace(probe, ids=ids) for probe, ids in chosen if ids)
+
+
+def _near(word: str, known: Iterable[str]) -> str:
+    known = sorted(known)
+    near = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
+    return f"did you mean {', '.join(near)}?" if near else f"the checks are {', '.join(known)}"
+
+
+def _chosen_findings(outcome: Outcome, ids: Sequence[str]) -> tuple[Finding, ...]:
+    return tuple(finding for finding in outcome.findings if finding.id in ids)
