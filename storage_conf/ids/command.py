@@ -1,0 +1,24 @@
+"""The commands `squashmount-conf ids …`: the subordinate ids of a whole site."""
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+from ..options import EPILOG
+
+COMMANDS: list[Callable[[Any], None]] = []
+"""What adds each command of the family to its parser."""
+
+
+def add(commands: Any) -> None:
+    """Add `ids` and its commands."""
+    family = commands.add_parser(
+        "ids",
+        help="prove or plan the subordinate ids of all users of a site",
+        description="Prove that the subordinate id ranges of all users are consistent and safe, and plan new ones.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    subcommands = family.add_subparsers(required=True, metavar="SUBCOMMAND")
+    for add_one in COMMANDS:
+        add_one(subcommands)
