@@ -1,0 +1,132 @@
+"""Every way a line of /etc/subuid can miss what its writer meant (what newuidmap makes of it: shadow 4.13)."""
+
+import io
+import tracemalloc
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from squashmount.storage_conf.ids.lint import Fault, lint
+
+GOOD = b"root:100000:65536\n"
+
+
+def faults(data: bytes, *names: str) -> list[Fault]:
+    return list(lint(io.BytesIO(data), names=names))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"dave:100000:65536\n",
+        b"# a comment: with colons\n\n   \ndave:100000:65536\n",
+        b"20000:0:1\nDOM\\dave:4294901759:65536\n",
+        b"dave@hpc.test:1:1\ndave:4294967294:1\n",
+        b"dave:100000:65536\ndave:165536:65536\n",
+    ],
+)
+def test_what_is_right_is_left_alone(data: bytes) -> None:
+    assert faults(data, "dave") == []
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "words"),
+    [
+        (b"dave:100000:65536\r", "return", "carriage return"),
+        (b" dave:100000:65536", "blank", "blank"),
+        (b"dave :100000:65536", "blank", "blank"),
+        (b"dave:\t100000:65536", "blank", "blank"),
+        (b"dave:100000:65536 # for dave", "comment", "comment"),
+        (b"dave:100000", "fields", "2 fields"),
+        (b"dave:100000:65536:x", "fields", "4 fields"),
+        (b"dave", "fields", "1 fields"),
+        (b":100000:65536", "name", "no login"),
+        (b"da\x1bve:100000:65536", "name", "no login"),
+        (b"dave:01000000:65536", "octal", "octal 262144"),
+        (b"dave:100000:00", "octal", "octal 0"),
+        (b"dave:0xF4240:65536", "hex", "0xF4240"),
+        (b"dave:-1:65536", "number", "start '-1'"),
+        (b"dave:100000:", "number", "count ''"),
+        (b"dave:089:1", "number", "start '089'"),
+        (b"dave:1e5:65536", "number", "start '1e5'"),
+        (b"dave:100000:" + b"9" * 3000, "number", "no number"),
+        ("dave:\u0661\u0660:65536".encode(), "number", "no number"),
+        (b"dave:100000:0", "zero", "count 0"),
+        (b"dave:4294901760:65536", "overflow", "ends at 4294967295"),
+        (b"dave:18446744073709551616:1", "overflow", "last id is 4294967294"),
+        (b"Dave:100000:65536", "case", "the login is dave"),
+        (b"da\0ve:100000:65536", "nul", "NUL"),
+        (b"x" * 5000, "long", "4096 bytes"),
+    ],
+)
+def test_each_fault_has_its_line_and_its_name(line: bytes, code: str, words: str) -> None:
+    found = faults(GOOD + b"# c\n" + line + b"\n" + b"last:1:1\n", "dave")
+    assert [(fault.line, fault.code) for fault in found] == [(3, code)]
+    assert words in found[0].what
+    assert found[0].what.startswith("line 3 ")
+    assert found[0].fix
+
+
+def test_the_same_line_again() -> None:
+    found = faults(GOOD + b"a:1:1\n" + GOOD)
+    assert [(fault.line, fault.code, fault.what) for fault in found] == [
+        (3, "duplicate", "line 3 is the same as line 1")
+    ]
+
+
+def test_no_newline_at_the_end_is_a_fault_beside_the_others() -> None:
+    assert [(fault.line, fault.code) for fault in faults(GOOD + b"dave:1:1")] == [(2, "newline")]
+    assert [(fault.line, fault.code) for fault in faults(b"dave:1")] == [(1, "fields"), (1, "newline")]
+    assert [(fault.line, fault.code) for fault in faults(b"x" * 9000)] == [(1, "long"), (1, "newline")]
+
+
+def test_a_login_in_capitals_is_no_fault_where_it_exists() -> None:
+    assert faults(b"Dave:1:1\n", "Dave", "dave") == []
+    assert faults(b"Dave:1:1\n") == []
+
+
+@given(st.binary(max_size=300))
+def test_no_bytes_confuse_it(data: bytes) -> None:
+    found = faults(data, "a")
+    assert all(1 <= fault.line <= data.count(b"\n") + 1 for fault in found)
+    assert all(fault.text.isprintable() or not fault.text for fault in found)
+
+
+class _Endless(io.RawIOBase):
+    """A file of 256 MiB without a newline."""
+
+    left = 256 << 20
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: object) -> int:
+        view = memoryview(buffer)  # type: ignore[arg-type]
+        size = min(len(view), self.left)
+        view[:size] = b"x" * size
+        self.left -= size
+        return size
+
+
+def test_memory_is_bounded_without_a_single_newline() -> None:
+    tracemalloc.start()
+    try:
+        found = list(lint(io.BufferedReader(_Endless(), 1 << 16)))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert [fault.code for fault in found] == ["long", "newline"]
+    assert peak < 4 << 20
+
+
+def test_memory_is_bounded_in_a_long_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("squashmount.storage_conf.ids.lint._REMEMBERED", 1000)
+    data = b"".join(b"u%d:1:1\n" % number for number in range(20_000))
+    tracemalloc.start()
+    try:
+        assert list(lint(io.BytesIO(data))) == []
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 1 << 20
