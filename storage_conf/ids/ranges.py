@@ -119,11 +119,15 @@ def holders(ranges: Iterable[Range], ids: Sequence[int]) -> Iterator[tuple[int, 
     """
     ordered = by_start(item for item in ranges if item.count > 0)
     starts = [item.start for item in ordered]
-    furthest = list(accumulate(ordered, lambda best, item: item if item.end > best.end else best))
+    furthest = list(accumulate(ordered, _further))
     for index, number in enumerate(ids):
         position = bisect_right(starts, number) - 1
         if position >= 0 and furthest[position].end > number:
             yield index, furthest[position]
+
+
+def _further(best: Range, item: Range) -> Range:
+    return item if item.end > best.end else best
 
 
 class Owners:
