@@ -22,7 +22,7 @@ from ..facts import NETWORK, Facts
 from ..finding import Fact, Finding, error, warning
 from .namespace import IdMaps, NamespaceError, Ranges, in_namespace, podman_arguments, try_map
 from .node import Node
-from .places import configuration, nearest, own_ranges, podman_version
+from .places import configuration, nameless_file, nearest, own_ranges, podman_version
 from .probe import Probe
 
 _NOBODY, _LAST = 65534, 65535
@@ -73,7 +73,7 @@ def _look(place: str, ids: tuple[int, ...]) -> dict[str, Any]:
     folder = os.open(place, os.O_PATH | os.O_DIRECTORY)  # before a tmpfs covers it
     seen: dict[str, Any] = {}
     try:
-        file = _nameless(place)
+        file = nameless_file(place)
     except OSError as err:
         seen["file"] = err.errno
     else:
@@ -98,18 +98,6 @@ def _code(work: Callable[[], object]) -> int:
     except OSError as err:
         return err.errno or errno.EIO
     return 0
-
-
-def _nameless(place: str) -> int:
-    try:
-        return os.open(place, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    except OSError as err:
-        if err.errno not in {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT}:
-            raise
-    path = os.path.join(place, f".squashmount-doctor-{os.getpid()}-{os.urandom(4).hex()}")
-    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    os.unlink(path)
-    return file
 
 
 def _try_overlay(stage: str, lower: int, options: str) -> None:
@@ -289,7 +277,9 @@ def _merged(ranges: Ranges) -> list[tuple[int, int]]:
     return merged
 
 
+_NO_NAMESPACE = ("U01", "U03", "U05", "U07", "U10", "U11", "U12", "U20", "U21", "U22", "U24", "U30", "U31")
+
 PROBES = (
-    Probe(("U42", "U43", "U44", "U45"), "Podman's user namespace", live),
-    Probe(("U46",), "The probe for ids of others", denied),
+    Probe(("U42", "U43", "U44", "U45"), "Podman's user namespace", live, explained_by=_NO_NAMESPACE),
+    Probe(("U46",), "The probe for ids of others", denied, explained_by=_NO_NAMESPACE),
 )

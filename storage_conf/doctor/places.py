@@ -3,6 +3,7 @@
 Each probe is a process of its own and asks again: all of it together costs less than handing it around.
 """
 
+import errno
 import os
 import re
 
@@ -59,6 +60,22 @@ def nearest(path: str) -> str:
     while not os.path.isdir(real) and real != "/":
         real = os.path.dirname(real)
     return real
+
+
+def nameless_file(folder: str) -> int:
+    """Return a descriptor of a new file without a name; where that cannot be (NFS), its name is gone at once. OSError.
+
+    open(2): a file system without O_TMPFILE answers EOPNOTSUPP, an old one EISDIR.
+    """
+    try:
+        return os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError as err:
+        if err.errno not in {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT}:
+            raise
+    path = os.path.join(folder, f".squashmount-doctor-{os.getpid()}-{os.urandom(4).hex()}")
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    os.unlink(path)
+    return file
 
 
 def own_ranges(node: Node) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:

@@ -168,3 +168,101 @@ def test_u46_a_plugin_that_grants_more_than_it_lists(node: Node, lab: Path) -> N
         run("umount", "-l", str(place)).ok()
     assert answer.ids == {"error U46"}, answer.all
     assert "300000000:65536" in answer.wrong["U46"]["evidence"]
+
+
+# The places
+
+
+def test_storage_all_well(node: Node) -> None:
+    answer = doctor(node, "storage")
+    assert answer.wrong == {}, answer.all
+    assert answer.facts["graphroot"].startswith(f"{node.graphroot} (")
+    assert answer.facts["podman"].split(".")[0] in {"4", "5"}
+
+
+def test_u40_nosuid_matters_to_vfs(node: Node) -> None:
+    with mounted(node, "tmpfs", "nosuid,size=2g"):
+        answer = doctor(node, "storage")
+        assert answer.ids == {"info U40"}, answer.all
+        conf = node.base / "storage.conf"
+        conf.write_text(conf.read_text().replace('driver = "overlay"', 'driver = "vfs"'))
+        answer = doctor(node, "storage")
+        assert answer.ids == {"error U40", "error U81"}, answer.all
+        assert "remount,suid" not in answer.wrong["U40"]["fix"]
+
+
+def test_u40_a_graphroot_that_cannot_be_written(node: Node) -> None:
+    os.chown(node.graphroot, 0, 0)
+    answer = doctor(node, "storage")
+    assert answer.ids == {"error U40"}, answer.all
+
+
+def test_u41_no_space(node: Node) -> None:
+    with mounted(node, "tmpfs", "size=4m"):
+        answer = doctor(node, "storage", "live")
+        assert answer.ids == {"error U41"}, answer.all
+        (node.graphroot / "full").write_bytes(bytes(4 << 20))
+        answer = doctor(node, "storage", "live")
+        assert answer.ids == {"error U41"}, answer.all
+        assert "0 MiB are free" in answer.wrong["U41"]["what"]
+
+
+def test_u41_no_inodes(node: Node) -> None:
+    with mounted(node, "tmpfs", "size=2g,nr_inodes=1"):
+        answer = doctor(node, "storage", "live")
+        assert answer.ids == {"error U41"}, answer.all
+        assert answer.wrong["U41"]["evidence"] == "0 inodes free"
+
+
+def test_u53_runroot_on_disk(node: Node) -> None:
+    conf = node.base / "storage.conf"
+    disk = Path(f"/var/tmp/{node.user.name}-runroot")
+    conf.write_text(conf.read_text().replace(f'runroot = "{node.runroot}"', f'runroot = "{disk}"'))
+    answer = doctor(node, "storage", CONTAINERS_STORAGE_CONF="", XDG_CONFIG_HOME=str(node.base / "etc"))
+    assert "warning U53" not in answer.ids  # the file is not read
+    (node.base / "etc/containers").mkdir(parents=True)
+    (node.base / "etc/containers/storage.conf").write_text(conf.read_text())
+    run("chown", "-R", f"{node.user.uid}:{node.user.gid}", str(node.base / "etc")).ok()
+    answer = doctor(node, "storage", CONTAINERS_STORAGE_CONF="", XDG_CONFIG_HOME=str(node.base / "etc"))
+    assert answer.ids - {"warning U81"} == {"warning U53"}, answer.all
+
+
+@pytest.mark.parametrize(
+    ("options", "severity"),
+    [
+        ('ignore_chown_errors = "true"', "info"),
+        ('mount_program = "/nowhere/squashmount-mount"', "error"),
+        ('mount_programm = "/bin/true"', "warning"),
+    ],
+)
+def test_u81_options(node: Node, options: str, severity: str) -> None:
+    conf = node.base / "storage.conf"
+    conf.write_text(conf.read_text() + options + "\n")
+    answer = doctor(node, "storage")
+    assert answer.ids == {f"{severity} U81"}, answer.all
+
+
+def test_u54_layers_of_another_range(node: Node) -> None:
+    layer = node.graphroot / "overlay/abc/diff/etc"
+    layer.mkdir(parents=True)
+    (layer / "passwd").write_text("")
+    run("chown", "-R", f"{node.user.uid}:{node.user.gid}", str(node.graphroot)).ok()
+    start = node.user.uid * 100000
+    os.chown(layer / "passwd", start + 33, start + 33)
+    assert doctor(node, "storage").ids == set()
+    with changed("/etc/subuid", f"{node.user.name}:{start}:", f"{node.user.name}:{start + 1000000}:"):
+        answer = doctor(node, "storage")
+    assert answer.ids == {"error U54"}, answer.all
+    assert f"1 of 3 files looked at, ids {start + 33}" in answer.wrong["U54"]["evidence"]
+
+
+@contextmanager
+def changed(path: str, old: str, new: str) -> Iterator[None]:
+    """Replace text in a file of the lab's /etc."""
+    before = Path(path).read_text()
+    assert old in before
+    Path(path).write_text(before.replace(old, new))
+    try:
+        yield
+    finally:
+        Path(path).write_text(before)
