@@ -16,7 +16,7 @@ Exit codes, the same for every command of this project:
 7     another process holds the store and did not finish in time (`BusyError`)
 8     a program is missing, too old, or failed (`ToolError`)
 9     this machine cannot do it: no user namespace, FUSE, id range (`HostError`)
-10    a squash file is damaged or not a squash file (`DamagedError`)
+10    a squash file or an LDIF is damaged or is something else (`DamagedError`)
 11    a check found something wrong (`squashmount-conf check`, `migrate2scratch verify`)
 130   interrupted (Ctrl-C, SIGTERM); everything unfinished was removed
 ====  =============================================================
@@ -98,7 +98,7 @@ class HostError(SquashmountError):
 
 
 class DamagedError(SquashmountError):
-    """A squash file whose bytes contradict the format."""
+    """A squash file, or LDIF, whose bytes contradict the format."""
 
     exit_code = 10
 

@@ -11,8 +11,9 @@ exit codes:
   2    wrong use of the command line, or a present file that cannot be edited
   5    a store does not exist
   6    a file cannot be written
-  8    podman is missing or too old
-  11   check or doctor found something wrong
+  8    podman is missing or too old, or a directory did not answer all
+  10   an LDIF is damaged or cut off
+  11   check, doctor or ids found something wrong
   130  interrupted
 """
 
