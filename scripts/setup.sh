@@ -17,7 +17,10 @@ needed_to_test="squashfuse_ll:squashfuse:squashfuse debootstrap:debootstrap:debo
   /usr/include/lz4.h:liblz4-dev:lz4-devel /usr/include/zstd.h:libzstd-dev:libzstd-devel
   pgrep:procps:procps-ng runc:runc:runc
   /usr/lib/*/libibverbs/libmlx5-rdmav*.so:ibverbs-providers:libibverbs /usr/lib/*/librdmacm.so.1:librdmacm1:librdmacm
-  sshd:openssh-server:openssh-server ssh:openssh-client:openssh-clients ip:iproute2:iproute"
+  sshd:openssh-server:openssh-server ssh:openssh-client:openssh-clients ip:iproute2:iproute
+  slapd:slapd:openldap-servers ldapsearch:ldap-utils:openldap-clients sssd:sssd-common:sssd-common
+  /usr/lib/*/sssd/libsss_ldap.so:sssd-ldap:sssd-ldap /usr/lib/*/sssd/libsss_ipa.so:sssd-ipa:sssd-ipa
+  /usr/lib/*/libnss_sss.so.2:libnss-sss:sssd-client /usr/lib/*/sasl2/libanonymous.so:libsasl2-modules:cyrus-sasl-lib"
 # the MPI of the host in test_mpi_swap.py, which is for Debian 12; Debian 13's brings 400 MiB of GPU compilers
 needed_to_swap="/usr/lib/*/libmpich.so.12:libmpich12:mpich"
 # the cluster of test_slurm.py, for Debian 12 too: its MPICH is the host's there
@@ -65,11 +68,14 @@ present() { # PROGRAM or /FILE/PATTERN
   esac
 }
 
-apt_install() { # services that the packages bring (a registry, a Slurm daemon) must not start on this machine
-  local rc=0 policy=/usr/sbin/policy-rc.d made=
+apt_install() { # services that the packages bring (a registry, slapd, sssd) must not start on this machine
+  local rc=0 policy=/usr/sbin/policy-rc.d made= nsswitch
   [ -e "$policy" ] || { printf '#!/bin/sh\nexit 101\n' >"$policy"; chmod 755 "$policy"; made=1; }
+  nsswitch=$(cat /etc/nsswitch.conf 2>/dev/null)
   { apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -yq --no-install-recommends "$@"; } >&2 </dev/null || rc=$?
   [ -z "$made" ] || rm -f "$policy"
+  # libnss-sss puts sss in it: only the lab's copy asks sssd
+  [ "$nsswitch" = "$(cat /etc/nsswitch.conf 2>/dev/null)" ] || printf '%s\n' "$nsswitch" >/etc/nsswitch.conf
   return "$rc"
 }
 
