@@ -7,7 +7,7 @@ PROGRAM = "squashmount-conf"
 EPILOG = """\
 exit codes:
   0    done; check, doctor: nothing is wrong (warnings do not count without --strict)
-  1    the reader of the output went away
+  1    the reader of the output went away; doctor --explain: no message is known
   2    wrong use of the command line, or a present file that cannot be edited
   5    a store does not exist
   6    a file cannot be written

@@ -72,9 +72,20 @@ def add(commands: Any) -> None:
     parser.add_argument("--only", metavar="ID,...", help="these checks only, such as U07,U42")
     parser.add_argument("--strict", action="store_true", help="a warning counts as wrong too")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
+    words = parser.add_mutually_exclusive_group()
+    words.add_argument(
+        "--explain",
+        metavar="MESSAGE",
+        help="say what a message of Podman, newuidmap, crun or ours means, and no more; -: all in a log on stdin",
+    )
+    words.add_argument("--catalogue", action="store_true", help="print all known messages (docs/errors.md)")
 
 
 def _doctor(args: argparse.Namespace) -> int:
+    if args.explain is not None or args.catalogue:
+        from .explain import explain, print_catalogue  # noqa: PLC0415 - the catalogue is not needed to examine a node
+
+        return print_catalogue() if args.catalogue else explain(args.explain, as_json=args.json)
     report = examined(all_probes(), args.only)
     say(json.dumps(report.as_json(), indent=2) if args.json else report.as_text())
     return exit_code(report.findings, strict=args.strict)
