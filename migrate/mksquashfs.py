@@ -74,7 +74,8 @@ def probe(program: str = "mksquashfs", log: process.Log = process.quiet) -> Mksq
             details=text.splitlines()[0] if text else "",
             hint=_INSTALL,
         )
-    usage = "".join(process.run_both(path, "-h", ok=(0, 1), log=log))
+    ask = "-help-all" if version >= (4, 7) else "-h"  # since 4.7 -h names only the sections of the help
+    usage = "".join(process.run_both(path, ask, ok=(0, 1), log=log))
     return Mksquashfs(path, version, parse_compressors(usage), "-root-uid" in usage or version >= (4, 6))
 
 

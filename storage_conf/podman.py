@@ -15,6 +15,8 @@ from squashmount.errors import ToolError, UsageError
 from squashmount.process import run
 
 SUPPORTED = (4, 5, 6)
+OVERRIDE = "CONTAINERS_STORAGE_CONF_OVERRIDE"
+"""Names a file that is read last, by Podman 6 and by what reads its files likewise (parse.go)."""
 DROP_IN = "50-squashmount.conf"
 """The same name in a later directory replaces the file of an earlier one (parse.go, readDropIns)."""
 
@@ -54,18 +56,26 @@ class Machine:
 
 
 def podman_major(program: str = "podman") -> int:
-    """Ask the installed Podman for its major version. ToolError when it is missing or older than 4."""
+    """Ask the installed Podman how it reads its files: as 4, 5 or 6. ToolError when it is missing or older than 4.
+
+    Debian's 5.8 reads them as 6 does (seen with 5.8.6): a 5 is asked whether it knows a variable that came with it.
+    """
     # podman reads its files even for --version and fails on a broken one, which is what `check` is asked to explain
-    with tempfile.NamedTemporaryFile("w", suffix=".conf") as file:
-        file.write('[storage]\ndriver = "overlay"\ngraphroot = "/nonexistent"\nrunroot = "/nonexistent"\n')
-        file.flush()
-        env = dict(os.environ) | {"CONTAINERS_STORAGE_CONF": file.name, "CONTAINERS_CONF": os.devnull}
+    with tempfile.NamedTemporaryFile("w", suffix=".conf") as good, tempfile.NamedTemporaryFile("w") as broken:
+        good.write('[storage]\ndriver = "overlay"\ngraphroot = "/nonexistent"\nrunroot = "/nonexistent"\n')
+        good.flush()
+        broken.write("[")
+        broken.flush()
+        env = dict(os.environ) | {"CONTAINERS_STORAGE_CONF": good.name, "CONTAINERS_CONF": os.devnull}
+        env.pop(OVERRIDE, None)
         hint = "install podman, or name the version: --podman 4|5|6"
         out = run(program, "--version", env=env, timeout=20, hint=hint)
-    found = re.search(r"(\d+)\.\d+", out)
-    if not found or int(found[1]) < SUPPORTED[0]:
-        raise ToolError(f"This Podman is not supported: {out.strip()}.", hint="Podman 4, 5 or 6 is needed")
-    return min(int(found[1]), SUPPORTED[-1])
+        found = re.search(r"(\d+)\.\d+", out)
+        if not found or int(found[1]) < SUPPORTED[0]:
+            raise ToolError(f"This Podman is not supported: {out.strip()}.", hint="Podman 4, 5 or 6 is needed")
+        if int(found[1]) == 5 and not run(program, "--version", ok=(0, 1, 125), env=env | {OVERRIDE: broken.name}):
+            return 6
+        return min(int(found[1]), SUPPORTED[-1])
 
 
 def storage_files(machine: Machine) -> tuple[str, ...]:
@@ -74,10 +84,11 @@ def storage_files(machine: Machine) -> tuple[str, ...]:
     Podman <= 5 reads one file whole. A rootless user without one gets little of the system file, see `system_file`.
     """
     named = machine.storage_conf or machine.environ.get("CONTAINERS_STORAGE_CONF")
+    last = (machine.environ[OVERRIDE],) if machine.podman >= 6 and machine.environ.get(OVERRIDE) else ()
     if named:
-        return (named,)
+        return (named, *last)
     if machine.podman >= 6:
-        return _read_6(machine, "storage")
+        return (*_read_6(machine, "storage"), *last)
     if machine.rootless:
         return _existing(os.path.join(machine.user_dir, "storage.conf"))
     return tuple(filter(None, (system_file(machine),)))

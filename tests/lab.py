@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 TOP = Path(__file__).resolve().parent.parent
 CACHE = Path(os.environ.get("SQUASHMOUNT_TEST_CACHE", "/var/cache/squashmount-tests"))
@@ -318,6 +319,13 @@ def root_user(lab: Path) -> User:
     home = lab / "root"
     home.mkdir(mode=0o700, exist_ok=True)
     return User("root", 0, 0, home)
+
+
+def image_store(info: dict[str, Any]) -> str | None:
+    """Return the additional image store of `podman info`; Podman since 5.8 leaves the driver's name out of the key."""
+    options = info["store"]["graphOptions"]
+    found: str | None = options.get("overlay.imagestore") or options.get("imagestore")
+    return found
 
 
 def debian_tar(release: str, include: str = "") -> Path:

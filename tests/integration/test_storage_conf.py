@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lab import image_store
 from squashmount.storage_conf.cli import main
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.needs_podman]
@@ -57,12 +58,13 @@ def generate(place: Path, *options: str) -> None:
 
 def test_podman_reports_what_was_generated(place: Path) -> None:
     generate(place, "--ignore-chown-errors", "yes")
-    store = podman("info", "--format", "json")["store"]
-    assert store["configFile"] == f"{place}/storage.conf"
+    info = podman("info", "--format", "json")
+    store = info["store"]
+    assert store.get("configFile", f"{place}/storage.conf") == f"{place}/storage.conf"  # 5.8 tells none
     assert (store["graphRoot"], store["runRoot"]) == (f"{place}/0/gr", f"{place}/0/rr")
     assert store["graphDriverName"] == "overlay"
     options = store["graphOptions"]
-    assert options["overlay.imagestore"] == f"{place}/store"
+    assert image_store(info) == f"{place}/store"
     assert options["overlay.ignore_chown_errors"] == "true"
     assert options["overlay.mount_program"]["Executable"] == f"{place}/squashmount"
 

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from lab import User, make_user, run
+from lab import User, image_store, make_user, run
+from squashmount.storage_conf.podman import podman_major
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.needs_podman]
 
@@ -37,6 +38,7 @@ def local(lab: Path, carol: User) -> Iterator[Path]:
         "containers.conf.d/50-squashmount.conf",
         "storage.conf",
         "storage.conf.before-squashmount",
+        "storage.rootless.conf.d",
     ):
         target = Path("/etc/containers") / path
         if target.is_dir():
@@ -57,29 +59,37 @@ def test_what_a_site_ships_reaches_an_ordinary_user(local: Path, carol: User, pr
     command = str(product / "bin/squashmount-conf")
     store, graphroot = local / "store", f"{local}/scratch/$UID/gr"
     run(command, "generate", "--site", "--write", "--graphroot", graphroot, str(store)).ok()
-    info = json.loads(login(carol, "podman info --format json"))["store"]
+    said = json.loads(login(carol, "podman info --format json"))
+    info = said["store"]
     assert info["graphRoot"] == f"{local}/scratch/{carol.uid}/gr"
-    assert info["graphOptions"]["overlay.imagestore"] == str(store)
+    assert image_store(said) == str(store)
     assert info["graphOptions"]["overlay.mount_program"]["Executable"] == f"{product}/bin/squashmount-mount"
     answer = json.loads(login(carol, f"{command} check --json"))
     assert answer["stores"] == [str(store)]
     assert [item for item in answer["findings"] if item["severity"] != "info"] == []
-    root = json.loads(run("podman", "info", "--format", "json").ok())["store"]
-    assert root["graphRoot"] == "/var/lib/containers/storage"
-    assert "overlay.imagestore" not in root["graphOptions"]
+    root = json.loads(run("podman", "info", "--format", "json").ok())
+    assert root["store"]["graphRoot"] == "/var/lib/containers/storage"
+    assert image_store(root) is None
 
 
-def test_the_system_file_alone_does_not_bring_stores(local: Path, carol: User, product: Path) -> None:
+def test_what_the_system_file_alone_brings(local: Path, carol: User, product: Path) -> None:
     command = str(product / "bin/squashmount-conf")
     run(command, "generate", "--site", "--write", "--graphroot", f"{local}/scratch/$UID/gr", str(local / "store")).ok()
+    rootless_drop_in = Path("/etc/containers/storage.rootless.conf.d/50-squashmount.conf")
+    as_6 = podman_major() >= 6
+    assert rootless_drop_in.exists() == as_6
+    if as_6:
+        rootless_drop_in.write_text(f'[storage]\ndriver = "overlay"\ngraphroot = "{local}/scratch/$UID/gr"\n')
+    else:
+        os.unlink(PROFILE)
     with open("/etc/containers/storage.conf", "a") as file:
         file.write(f'[storage.options]\nadditionalimagestores = ["{local}/store"]\n')
-    os.unlink(PROFILE)
-    info = json.loads(login(carol, "podman info --format json"))["store"]
-    assert info["graphRoot"] == f"{local}/scratch/{carol.uid}/gr"
-    assert "overlay.imagestore" not in info["graphOptions"]
+    info = json.loads(login(carol, "podman info --format json"))
+    assert info["store"]["graphRoot"] == f"{local}/scratch/{carol.uid}/gr"
+    assert image_store(info) == (f"{local}/store" if as_6 else None)
     done = carol.run(command, "check", env={"XDG_RUNTIME_DIR": f"/run/user/{carol.uid}"})
-    assert f"warning: {local}/store of /etc/containers/storage.conf is not used for you." in done.out
+    unused = f"warning: {local}/store of /etc/containers/storage.conf is not used for you."
+    assert (unused in done.out) != as_6
 
 
 def test_a_users_own_file(local: Path, carol: User, product: Path) -> None:
@@ -90,7 +100,7 @@ def test_a_users_own_file(local: Path, carol: User, product: Path) -> None:
     info = json.loads(login(carol, "podman info --format json"))
     assert info["store"]["graphRoot"] == f"{local}/scratch/{carol.uid}/own"
     assert info["store"]["runRoot"] == f"/run/user/{carol.uid}/r"
-    assert info["store"]["graphOptions"]["overlay.imagestore"] == f"{local}/store"
+    assert image_store(info) == f"{local}/store"
     assert info["host"]["cgroupManager"] == "cgroupfs"
     assert info["host"]["eventLogger"] == "file"
 

@@ -113,6 +113,21 @@ def test_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, 
     assert checked_major(None) == major
 
 
+def test_a_podman_5_that_reads_its_files_as_6(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_podman(tmp_path, monkeypatch, "5.8.6")
+    program = tmp_path / "podman"
+    refuses = '[ -z "$CONTAINERS_STORAGE_CONF_OVERRIDE" ] || exit 1'
+    program.write_text(program.read_text().replace("echo", f"{refuses}\necho"))
+    monkeypatch.setenv("CONTAINERS_STORAGE_CONF_OVERRIDE", "/of/the/user")
+    assert podman_major() == 6
+
+
+def test_the_override_is_read_last_by_podman_6_only(tmp_path: Path) -> None:
+    named = {"CONTAINERS_STORAGE_CONF": "/a", "CONTAINERS_STORAGE_CONF_OVERRIDE": "/b"}
+    assert storage_files(machine(tmp_path, 6, **named)) == ("/a", "/b")
+    assert storage_files(machine(tmp_path, 5, **named)) == ("/a",)
+
+
 def test_too_old_missing_or_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_podman(tmp_path, monkeypatch, "3.4.2")
     with pytest.raises(ToolError, match="not supported"):
