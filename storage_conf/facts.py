@@ -168,12 +168,12 @@ def _graphroot(machine: Machine, storage: dict[str, Any]) -> tuple[str, str]:
 def _runroot(machine: Machine, storage: dict[str, Any]) -> tuple[str, str]:
     if not machine.rootless:
         return str(storage.get("runroot", "")), "/run/containers/storage"
-    default = _session_dir(machine)
+    default = session_dir(machine)
     named = machine.named_by_variable and machine.podman < 6  # ignored there, like graphroot
     return "" if named else str(storage.get("runroot", "")), os.path.join(default, "containers")
 
 
-def _session_dir(machine: Machine) -> str:
+def session_dir(machine: Machine) -> str:
     """Return where Podman keeps a session's state (homedir.GetRuntimeDir; Podman 4: tried, also without systemd)."""
     if os.path.isdir(machine.runtime_dir):
         return machine.runtime_dir

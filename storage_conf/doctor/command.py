@@ -93,9 +93,9 @@ def _doctor(args: argparse.Namespace) -> int:
 
 def all_probes() -> tuple[Probe, ...]:
     """Return every probe there is, in the order their findings are told."""
-    from . import live, storage  # noqa: PLC0415 - the other commands do without
+    from . import live, session, storage, system  # noqa: PLC0415 - the other commands do without
 
-    return (*storage.PROBES, *live.PROBES)
+    return (*session.PROBES, *storage.PROBES, *live.PROBES, *system.PROBES)
 
 
 def examined(probes: Sequence[Probe], only: str | None = None) -> Report:

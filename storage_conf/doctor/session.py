@@ -1,0 +1,217 @@
+"""The login session or job: runtime directory, pause process, linger, home, and Podman's own word: U50 to U52, U82."""
+
+import os
+import stat
+import time
+from collections.abc import Iterator
+
+from squashmount.errors import ToolError
+from squashmount.idmap import IdMap, read_id_map
+from squashmount.process import run
+
+from ..facts import NETWORK, Facts, session_dir
+from ..finding import Fact, Finding, error, info, warning
+from .namespace import IdMaps, podman_arguments
+from .node import Node
+from .places import configuration, mounts, own_ranges
+from .probe import Probe
+
+_SLOW = 5.0
+"""Seconds for `podman info`; with a few images it takes a fifth of one."""
+
+_MAKE = 'mkdir -m 700 -p "/tmp/xdg-$(id -u)" && export XDG_RUNTIME_DIR="/tmp/xdg-$(id -u)"'
+
+
+def runtime_dir(node: Node) -> Iterator[Finding | Fact]:
+    """Judge XDG_RUNTIME_DIR: U50."""
+    path = node.runtime_dir
+    if node.uid == 0:
+        return
+    if not path:
+        yield warning(
+            "XDG_RUNTIME_DIR is not set.",
+            "Podman then keeps its state in /tmp under another name: two shells of one job do not see each other's "
+            "containers.",
+            f"export XDG_RUNTIME_DIR=/run/user/$(id -u); in a job: {_MAKE}",
+            id="U50",
+        )
+        return
+    yield Fact("runtime directory", path)
+    try:
+        status = os.stat(path)
+    except OSError as err:
+        yield error(
+            f"XDG_RUNTIME_DIR {path} cannot be used: {os.strerror(err.errno or 0)}.",
+            "It was inherited from another node or session (sbatch exports it); no logind session made it here.",
+            f"{_MAKE}; or as root: loginctl enable-linger {node.name}",
+            id="U50",
+        )
+        return
+    yield from _owner_and_mode(node, path, status)
+    fstype = _fstype(node, path)
+    if fstype in NETWORK:
+        yield error(
+            f"XDG_RUNTIME_DIR {path} is on {fstype}.",
+            "Sockets, locks and the pids of this node lie there; two nodes that share it damage each other's state.",
+            _MAKE,
+            id="U50",
+            evidence=f"{path}: {fstype}",
+        )
+
+
+def _owner_and_mode(node: Node, path: str, status: os.stat_result) -> Iterator[Finding]:
+    mode = stat.S_IMODE(status.st_mode)
+    seen = f"owner {status.st_uid}, mode {mode:04o}"
+    if status.st_uid != node.uid or not stat.S_ISDIR(status.st_mode):
+        yield error(
+            f"XDG_RUNTIME_DIR {path} is not a directory of yours.",
+            "Podman refuses it (su without - and sudo keep the variable of the first user).",
+            f"unset XDG_RUNTIME_DIR and log in anew; in a job: {_MAKE}",
+            id="U50",
+            evidence=seen,
+        )
+    elif mode != 0o700:
+        report = error if mode & 0o022 or mode & 0o700 != 0o700 else warning
+        yield report(
+            f"XDG_RUNTIME_DIR {path} has the mode {mode:04o}.",
+            "The specification wants 0700: there are the sockets through which others could command your containers.",
+            f"chmod 700 {path}",
+            id="U50",
+            evidence=seen,
+        )
+
+
+def _fstype(node: Node, path: str) -> str:
+    real = os.path.realpath(path)
+    under = [one for one in mounts(node) if real == one.target or real.startswith(one.target.rstrip("/") + "/")]
+    return max(under, key=lambda one: len(one.target.rstrip("/"))).fstype if under else ""
+
+
+# The pause process
+
+
+def pause(node: Node) -> Iterator[Finding]:
+    """Compare the id map of the running pause process with the present ranges: U51."""
+    uids, gids = own_ranges(node)
+    wanted = IdMaps(node.uid, node.gid, uids, gids)
+    for path in _pause_files(node, configuration(node)):
+        try:
+            with open(path, encoding="ascii", errors="replace") as file:
+                pid = file.read(32).strip()
+            if not pid.isdigit():
+                continue
+            seen = read_id_map(f"/proc/{pid}/uid_map"), read_id_map(f"/proc/{pid}/gid_map")
+        except (OSError, ValueError):
+            continue  # gone: Podman starts another one
+        now = _map(wanted, node.uid, uids), _map(wanted, node.gid, gids)
+        if seen != now:
+            yield error(
+                "Podman's pause process has another id map than your ranges.",
+                "It was started before they changed, or in another place, and every podman joins it: containers have "
+                "the old ids until it ends.",
+                "podman system migrate   (it stops your containers on this node)",
+                id="U51",
+                evidence=f"{path}: process {pid} has {_text(seen[0])}; configured {_text(now[0])}",
+            )
+            return
+
+
+def _pause_files(node: Node, facts: Facts) -> list[str]:
+    """Return where pause.pid may be (podman libpod/runtime.go: tmp_dir, else `libpod/tmp` of the session)."""
+    named = facts.engine.get("engine", {}).get("tmp_dir")
+    places = [os.path.join(session_dir(facts.machine), "libpod/tmp")]
+    if node.uid == 0:
+        return []
+    return [os.path.join(place, "pause.pid") for place in ([named] if isinstance(named, str) else []) + places]
+
+
+def _map(maps: IdMaps, own: int, ranges: list[tuple[int, int]]) -> tuple[tuple[int, int, int], ...]:
+    words = [int(word) for word in podman_arguments(own, () if maps.single else ranges)]
+    return tuple((words[at], words[at + 1], words[at + 2]) for at in range(0, len(words), 3))
+
+
+def _text(id_map: IdMap | tuple[tuple[int, int, int], ...]) -> str:
+    return ", ".join(" ".join(map(str, entry)) for entry in id_map)
+
+
+# systemd, home, Podman itself
+
+
+def linger(node: Node) -> Iterator[Finding]:
+    """Tell that containers end with the last session: U52. In a job that is as it should be."""
+    if node.uid == 0 or "SLURM_JOB_ID" in node.environ or not os.path.isdir(node.path("/run/systemd/system")):
+        return
+    user = node.user
+    if user and not os.path.exists(node.path(f"/var/lib/systemd/linger/{user}")):
+        yield info(
+            "Your processes end with your last session on this node.",
+            "Without linger systemd removes /run/user/UID and everything in the session: detached containers, too.",
+            f"loginctl enable-linger {user}",
+            id="U52",
+        )
+
+
+def home_and_podman(node: Node) -> Iterator[Finding | Fact]:
+    """Look whether the home directory answers and can be read, then ask Podman: U82."""
+    path = node.environ.get("HOME", "")
+    try:
+        os.listdir(path or "/nonexistent")
+    except OSError as err:
+        what = f"Your home directory {path} cannot be read: {os.strerror(err.errno or 0)}."
+        yield warning(
+            what if path else "HOME is not set.",
+            "Podman looks there for its configuration and, unless storage.conf says otherwise, for its images.",
+            "in a job: is the home file system mounted on this node, and your ticket or token valid?",
+            id="U82",
+        )
+        return
+    yield from _podman_itself(node)
+
+
+def _podman_itself(node: Node) -> Iterator[Finding | Fact]:
+    """Ask Podman: whatever else is wrong, it says so here.
+
+    In a graphroot that does not exist yet it would make one, so there it is not asked.
+    """
+    graphroot = configuration(node).graphroot.path
+    if not os.path.isdir(graphroot):
+        yield Fact("podman info", f"not asked: it would make {graphroot}")
+        return
+    start = time.monotonic()
+    try:
+        run("podman", "info", "--format", "{{.Host.OCIRuntime.Name}}", env=dict(node.environ))
+    except ToolError as err:
+        yield error(
+            "`podman info` fails: no podman command works.",
+            "What it says is below.",
+            f"squashmount-conf doctor --explain '{(err.details.splitlines() or [err.brief])[-1]}'",
+            id="U82",
+            evidence=f"{err.brief}\n{err.details}".strip(),
+        )
+        return
+    took = time.monotonic() - start
+    yield Fact("podman info", f"answers in {took:.1f} s")
+    if took > _SLOW:
+        yield warning(
+            f"`podman info` takes {took:.0f} s.",
+            "Every podman command starts like that: a slow home or source of ranges, a lock, or very many images.",
+            "strace -f -r podman info",
+            id="U82",
+            evidence=f"{took:.1f} s",
+        )
+
+
+_EVERYTHING_BEFORE = ("U01", "U07", "U10", "U11", "U12", "U20", "U21", "U22", "U24", "U30", "U31")
+
+PROBES = (
+    Probe(("U50",), "XDG_RUNTIME_DIR", runtime_dir),
+    Probe(("U51",), "Podman's pause process", pause, explained_by=_EVERYTHING_BEFORE),
+    Probe(("U52",), "Linger", linger),
+    Probe(
+        ("U82",),
+        "The home directory, or `podman info`,",
+        home_and_podman,
+        seconds=8.0,
+        explained_by=(*_EVERYTHING_BEFORE, "U40", "U41", "U42", "U50", "U51", "U81", "S02", "S03", "S04"),
+    ),
+)

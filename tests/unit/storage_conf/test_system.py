@@ -1,0 +1,58 @@
+"""Cgroups of nodes that these tests cannot be run on."""
+
+from pathlib import Path
+
+import pytest
+from squashmount.storage_conf.doctor import system
+from squashmount.storage_conf.doctor.node import Node
+from squashmount.storage_conf.finding import Fact, Finding
+
+
+@pytest.mark.parametrize(
+    ("folder", "podman", "kind", "severity"),
+    [
+        ("memory", "4.3.1", "v1", "warning"),
+        ("unified", "5.4.2", "v1 and v2 (hybrid)", "warning"),
+        ("memory", "6.0.1", "v1", "error"),
+        ("memory", "", "v1", "warning"),
+    ],
+)
+def test_u60(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str, podman: str, kind: str, severity: str
+) -> None:
+    (tmp_path / "sys/fs/cgroup" / folder).mkdir(parents=True)
+    monkeypatch.setattr(system, "podman_version", lambda _node: podman)
+    fact, finding = system.cgroups(Node(environ={}, uid=1000, gid=1000, root=str(tmp_path)))
+    assert fact == Fact("cgroup", kind)
+    assert isinstance(finding, Finding)
+    assert (finding.id, finding.severity.value) == ("U60", severity)
+
+
+def test_a_delegated_cgroup_is_no_finding(tmp_path: Path) -> None:
+    for name, text in (
+        ("proc/self/cgroup", "1:name=systemd:/x\n0::/user/a\n"),
+        ("sys/fs/cgroup/cgroup.controllers", "cpu memory pids"),
+        ("sys/fs/cgroup/user/a/cgroup.controllers", "cpu memory pids"),
+        ("sys/fs/cgroup/user/a/cgroup.procs", ""),
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    answers = list(system.cgroups(Node(environ={}, uid=1000, gid=1000, root=str(tmp_path))))
+    assert answers == [Fact("cgroup", "v2, /user/a: yours, controllers cpu memory pids")]
+
+
+@pytest.mark.parametrize(
+    ("said", "version"),
+    [
+        ("fusermount3 version: 3.14.0\\nfuse-overlayfs: version 1.10\\nFUSE library version 3.14.0", "1.10"),
+        ("?", "of an"),
+    ],
+)
+def test_the_tools_own_line_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, version: str) -> None:
+    program = tmp_path / "fuse-overlayfs"
+    program.write_text(f"#!/bin/sh\nprintf '{said}\\n'\nexit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    node = Node(environ={"PATH": f"{tmp_path}:/usr/bin:/bin"}, uid=1000, gid=1000)
+    asked = next(one for one in system._PROGRAMS if one[0] == "fuse-overlayfs")
+    assert system.version_of(node, *asked).startswith(version)
