@@ -19,6 +19,17 @@ from .probe import Outcome, Probe, examine
 FORMAT = 1
 """Of the JSON object; it grows with keys, and changes when one means something else."""
 
+MODULES = (
+    "identity",
+    "privileges",
+    "session",
+    "storage",
+    "live",
+    "podman_view",
+    "system",
+)
+"""Whose PROBES are run, in the order in which they are told."""
+
 
 @dataclass(frozen=True)
 class Report:
@@ -93,9 +104,10 @@ def _doctor(args: argparse.Namespace) -> int:
 
 def all_probes() -> tuple[Probe, ...]:
     """Return every probe there is, in the order their findings are told."""
-    from . import live, session, storage, system  # noqa: PLC0415 - the other commands do without
+    from importlib import import_module  # noqa: PLC0415 - the other commands do without them
 
-    return (*session.PROBES, *storage.PROBES, *live.PROBES, *system.PROBES)
+    modules = (import_module(f".{name}", __package__) for name in MODULES)
+    return tuple(probe for module in modules for probe in module.PROBES)
 
 
 def examined(probes: Sequence[Probe], only: str | None = None) -> Report:
@@ -104,14 +116,15 @@ def examined(probes: Sequence[Probe], only: str | None = None) -> Report:
     ids = tuple(name for probe in chosen for name in probe.ids)
     node = Node()
     outcome = examine(chosen, node)
+    facts = dict(outcome.facts)
     return Report(
         host=os.uname().nodename,
-        user=node.user or str(node.uid),
+        user=facts.pop("user", node.environ.get("USER", str(node.uid))),  # passwd may hang: a probe asks it
         uid=node.uid,
-        podman="",
+        podman=facts.pop("podman", ""),
         checked=tuple(name for name in ids if name not in outcome.skipped),
         skipped=outcome.skipped,
-        facts=outcome.facts,
+        facts=facts,
         findings=_chosen_findings(outcome, ids),
     )
 

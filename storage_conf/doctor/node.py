@@ -4,6 +4,7 @@ import os
 import pwd
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 
 
 @dataclass(frozen=True)
@@ -33,18 +34,26 @@ class Node:
     def bytes(self, name: str) -> bytes | None:
         """Return a file of the node as it is, or None where it cannot be read; at most 64 MiB."""
         try:
-            with open(self.path(name), "rb") as file:
-                return file.read(64 << 20)
+            # sysctl files refuse a read(2) of more than the kernel allocates at once (proc_sys_call_handler)
+            with open(self.path(name), "rb", buffering=0) as file:
+                parts = iter(lambda: file.read(1 << 16), b"")
+                return b"".join(islice(parts, 1024))
         except OSError:
+            return None
+
+    @property
+    def passwd(self) -> pwd.struct_passwd | None:
+        """Return the entry of passwd(5) by nsswitch, which may hang with sssd; None for a uid without one."""
+        try:
+            return pwd.getpwuid(self.uid)
+        except KeyError:
             return None
 
     @property
     def user(self) -> str | None:
         """Return the login name by passwd(5) and nsswitch; None for a uid without an entry."""
-        try:
-            return pwd.getpwuid(self.uid).pw_name
-        except KeyError:
-            return None
+        entry = self.passwd
+        return entry.pw_name if entry else None
 
     @property
     def name(self) -> str:
