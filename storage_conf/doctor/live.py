@@ -277,7 +277,10 @@ def _merged(ranges: Ranges) -> list[tuple[int, int]]:
     return merged
 
 
-_NO_NAMESPACE = ("U01", "U03", "U05", "U07", "U10", "U11", "U12", "U20", "U21", "U22", "U24", "U30", "U31")
+_NO_NAMESPACE = (
+    *("U01", "U02", "U03", "U04", "U05", "U06", "U07", "U10", "U11", "U12", "U13"),
+    *("U20", "U21", "U22", "U23", "U24", "U30", "U31"),
+)
 
 PROBES = (
     Probe(("U42", "U43", "U44", "U45"), "Podman's user namespace", live, explained_by=_NO_NAMESPACE),

@@ -72,14 +72,20 @@ Doctor = Callable[..., Said]
 
 @pytest.fixture
 def doctor(product: Path, dora: User) -> Doctor:
-    def ask(*around: str, ids: tuple[int, int] = (UID, UID), drop: str = "", env: dict[str, str] | None = None) -> Said:
+    def ask(
+        *around: str,
+        ids: tuple[int, int] = (UID, UID),
+        drop: str = "",
+        env: dict[str, str] | None = None,
+        cwd: str = str(dora.home),
+    ) -> Said:
         environ = {"PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin", "HOME": str(dora.home), "USER": "dora"}
         environ |= {"XDG_RUNTIME_DIR": f"/run/user/{UID}", "LANG": "C.UTF-8", **(env or {})}
         groups = ["--clear-groups"] if ids != (UID, UID) else ["--init-groups"]
         become = ["setpriv", "--reuid", str(ids[0]), "--regid", str(ids[1]), *groups, *(drop.split())]
         words = [f"{key}={value}" for key, value in environ.items()]
         command = [str(product / "bin/squashmount-conf"), "doctor", "--json"]
-        done = run(*around, *become, "env", "-i", *words, *command, cwd=str(dora.home))
+        done = run(*around, *become, "env", "-i", *words, *command, cwd=cwd)
         assert done.out, done.err
         return Said(done.out, done.code)
 
@@ -87,7 +93,7 @@ def doctor(product: Path, dora: User) -> Doctor:
 
 
 def files_below(*folders: str) -> set[str]:
-    return set(run("find", *folders).ok().splitlines())
+    return set(run("find", *folders, "-type", "f").ok().splitlines())
 
 
 def test_a_healthy_user_hears_nothing_and_finds_nothing_new(doctor: Doctor, dora: User) -> None:
@@ -262,8 +268,13 @@ def test_a_podman_with_a_source_of_its_own(doctor: Doctor, lab: Path) -> None:
     assert "without libsubid" in said.one("U15")["why"]
 
 
-def test_a_uid_nobody_knows(doctor: Doctor) -> None:
-    said = doctor(ids=(70999, 70999))
+def test_a_uid_nobody_knows(doctor: Doctor, lab: Path) -> None:
+    home, runtime = lab / "nobody-knows", Path("/run/user/70999")
+    for folder in (home, runtime):
+        folder.mkdir(mode=0o700)
+        os.chown(folder, 70999, 70999)
+    said = doctor(ids=(70999, 70999), env={"HOME": str(home), "XDG_RUNTIME_DIR": str(runtime)}, cwd=str(home))
+    shutil.rmtree(runtime)
     assert (said.mine, said.errors) == ({"U01"}, {"U01"})
 
 
