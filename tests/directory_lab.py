@@ -106,9 +106,17 @@ domains = example.org
 # unknown names are asked again at once: tests give ranges to users who had none
 entry_negative_timeout = 0
 [domain/example.org]
-id_provider = ipa
 auth_provider = none
 access_provider = permit
+ldap_search_base = {suffix}
+ldap_user_search_base = cn=accounts,{suffix}
+ldap_group_search_base = cn=accounts,{suffix}
+ldap_opt_timeout = 3
+ldap_network_timeout = 3
+"""
+
+_AS_FREEIPA = f"""
+id_provider = ipa
 chpass_provider = none
 subdomains_provider = none
 selinux_provider = none
@@ -119,19 +127,34 @@ session_provider = none
 ipa_server = ldap.example.org
 ipa_domain = example.org
 ipa_hostname = node1.example.org
-ipa_subid_ranges_search_base = {ranges}
+ipa_subid_ranges_search_base = {FREEIPA}
 krb5_realm = EXAMPLE.ORG
 dyndns_update = false
 ldap_sasl_mech = ANONYMOUS
 ldap_sasl_minssf = 0
-ldap_search_base = {suffix}
-ldap_user_search_base = cn=accounts,{suffix}
-ldap_group_search_base = cn=accounts,{suffix}
 ldap_group_object_class = posixGroup
 ldap_user_uuid = entryUUID
 ldap_group_uuid = entryUUID
-ldap_opt_timeout = 3
-ldap_network_timeout = 3
+"""
+
+# What sssd 2.12 and later can do, as a site would configure it: no trick.
+GENERIC = f"""
+id_provider = ldap
+ldap_uri = ldap://ldap.example.org
+ldap_id_use_start_tls = false
+ldap_subid_ranges_search_base = {PLAIN}
+"""
+GENERIC_FREEIPA = f"""
+id_provider = ldap
+ldap_uri = ldap://ldap.example.org
+ldap_id_use_start_tls = false
+ldap_subid_ranges_search_base = {FREEIPA}
+ldap_subuid_object_class = ipaSubordinateId
+ldap_subuid_number = ipaSubUidNumber
+ldap_subuid_count = ipaSubUidCount
+ldap_subgid_number = ipaSubGidNumber
+ldap_subgid_count = ipaSubGidCount
+ldap_subid_range_owner = ipaOwner
 """
 
 
@@ -270,8 +293,9 @@ class Sssd:
     _PLACES = ("/var/lib/sss", "/var/log/sssd")
     _FILES = ("nsswitch.conf", "hosts", "krb5.conf", "krb5.keytab", "ldap/ldap.conf", "sssd/sssd.conf")
 
-    def __init__(self, directory: Directory) -> None:
+    def __init__(self, directory: Directory, provider: str = _AS_FREEIPA) -> None:
         self._directory = directory
+        self._provider = provider
         self._process: subprocess.Popen[bytes] | None = None
         self._before: dict[Path, bytes | None] = {}
 
@@ -291,7 +315,7 @@ class Sssd:
         self._write("hosts", (self._before[Path("/etc/hosts")] or b"").decode() + hosts)
         self._write("krb5.conf", "[libdefaults]\n default_realm = EXAMPLE.ORG\n dns_lookup_kdc = false\n")
         self._write("ldap/ldap.conf", "SASL_SECPROPS none\n")
-        self._write("sssd/sssd.conf", _SSSD.format(suffix=SUFFIX, ranges=FREEIPA), 0o600)
+        self._write("sssd/sssd.conf", _SSSD.format(suffix=SUFFIX) + self._provider, 0o600)
         keytab = Path("/etc/krb5.keytab")
         keytab.write_bytes(_keytab("EXAMPLE.ORG", "host", "node1.example.org"))
         keytab.chmod(0o600)
@@ -344,7 +368,7 @@ class Sssd:
             Path("/sys/fs/cgroup") / account.name,
         )
         for path, mode in ((home, 0o755), (runtime, 0o700), (cgroup, 0o755)):
-            path.mkdir(mode=mode)
+            path.mkdir(mode=mode, exist_ok=True)
             os.chown(path, account.uid, account.uid)
         for name in ("cgroup.procs", "cgroup.subtree_control", "cgroup.threads"):
             os.chown(cgroup / name, account.uid, account.uid)
@@ -381,9 +405,9 @@ def directory(lab: Path, accounts: Iterable[Account]) -> Iterator[Directory]:
 
 
 @contextmanager
-def sssd(slapd: Directory) -> Iterator[Sssd]:
+def sssd(slapd: Directory, provider: str = _AS_FREEIPA) -> Iterator[Sssd]:
     """Run sssd on a directory; users and subordinate ids of the lab come from it meanwhile."""
-    daemon = Sssd(slapd)
+    daemon = Sssd(slapd, provider)
     daemon.configure()
     try:
         daemon.start()
