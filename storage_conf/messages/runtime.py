@@ -89,7 +89,7 @@ MESSAGES: tuple[Message, ...] = (
         "find the squash.",
         "podman run --rm IMAGE ls /; if that fails too: squashmount-conf check",
         ("U81",),
-        also=('exec: "{program}": executable file not found in $PATH',),
+        also=("executable file `{program}` not found: ", 'exec: "{program}": executable file not found in $PATH'),
     ),
     Message(
         "exec format error",
