@@ -20,6 +20,7 @@ from squashmount.host import which
 
 from ..facts import NETWORK, Facts
 from ..finding import Fact, Finding, error, warning
+from .causes import NO_NAMESPACE
 from .namespace import IdMaps, NamespaceError, Ranges, in_namespace, podman_arguments, try_map
 from .node import Node
 from .places import configuration, nameless_file, nearest, own_ranges, podman_version
@@ -277,12 +278,7 @@ def _merged(ranges: Ranges) -> list[tuple[int, int]]:
     return merged
 
 
-_NO_NAMESPACE = (
-    *("U01", "U02", "U03", "U04", "U05", "U06", "U07", "U10", "U11", "U12", "U13"),
-    *("U20", "U21", "U22", "U23", "U24", "U30", "U31"),
-)
-
 PROBES = (
-    Probe(("U42", "U43", "U44", "U45"), "Podman's user namespace", live, explained_by=_NO_NAMESPACE),
-    Probe(("U46",), "The probe for ids of others", denied, explained_by=_NO_NAMESPACE),
+    Probe(("U42", "U43", "U44", "U45"), "Podman's user namespace", live, explained_by=NO_NAMESPACE),
+    Probe(("U46",), "The probe for ids of others", denied, explained_by=NO_NAMESPACE),
 )

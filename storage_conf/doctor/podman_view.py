@@ -20,6 +20,7 @@ from squashmount.process import run
 from ..finding import Finding, error
 from ..ids import libsubid
 from ..ids.libsubid import Kind, Pair
+from .causes import NO_NAMESPACE
 from .node import Node
 from .probe import Probe
 
@@ -139,6 +140,12 @@ def _text(maps: tuple[list[Extent], ...]) -> str:
     )
 
 
-CAUSES = tuple(f"U{number:02}" for number in (*range(1, 14), *range(20, 25), 30, 31, 42, 50, 80, 81, 82))
-
-PROBES = (Probe(("U15",), "Podman's own id map", agrees, seconds=10.0, explained_by=CAUSES),)
+PROBES = (
+    Probe(
+        ("U15",),
+        "Podman's own id map",
+        agrees,
+        seconds=10.0,
+        explained_by=(*NO_NAMESPACE, "U09", "U42", "U50", "U80", "U81", "U82"),
+    ),
+)

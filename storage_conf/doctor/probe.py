@@ -5,10 +5,10 @@ child that does not answer in time is killed with everything it started, and tha
 cannot be killed (state D, a dead file system) is left behind: nobody waits for it.
 
 One cause is named once. A probe whose trouble may only follow from something else names those checks in
-`explained_by`; it waits for them, and when one of them found an error (a warning does not count) it is not run at all
-and its ids are in `Outcome.skipped`. So the live id map (U42) of a user without a range is skipped because of U07. What
-is not chosen by --only is not waited for. Inside a probe the same is its own business: report the cause, not what
-follows from it.
+`explained_by` (causes.py has lists); it waits for them, and when one of them found an error (a warning does not count)
+it is not run at all and its ids are in `Outcome.skipped`. So the live id map (U42) of a user without a range is skipped
+because of U07. What is not chosen by --only is not waited for. Inside a probe the same is its own business: report the
+cause, not what follows from it.
 """
 
 import json

@@ -11,6 +11,7 @@ from squashmount.process import run
 
 from ..facts import NETWORK, Facts, session_dir
 from ..finding import Fact, Finding, error, info, warning
+from .causes import NO_NAMESPACE
 from .namespace import IdMaps, podman_arguments
 from .node import Node
 from .places import configuration, mounts, own_ranges
@@ -201,17 +202,15 @@ def _podman_itself(node: Node) -> Iterator[Finding | Fact]:
         )
 
 
-_EVERYTHING_BEFORE = ("U01", "U07", "U10", "U11", "U12", "U20", "U21", "U22", "U24", "U30", "U31")
-
 PROBES = (
     Probe(("U50",), "XDG_RUNTIME_DIR", runtime_dir),
-    Probe(("U51",), "Podman's pause process", pause, explained_by=_EVERYTHING_BEFORE),
+    Probe(("U51",), "Podman's pause process", pause, explained_by=NO_NAMESPACE),
     Probe(("U52",), "Linger", linger),
     Probe(
         ("U82",),
         "The home directory, or `podman info`,",
         home_and_podman,
         seconds=8.0,
-        explained_by=(*_EVERYTHING_BEFORE, "U40", "U41", "U42", "U50", "U51", "U81", "S02", "S03", "S04"),
+        explained_by=(*NO_NAMESPACE, "U40", "U41", "U42", "U50", "U51", "U81", "S02", "S03", "S04"),
     ),
 )

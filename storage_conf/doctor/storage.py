@@ -11,6 +11,7 @@ from dataclasses import replace
 from .. import checks, store_checks
 from ..facts import Facts
 from ..finding import Fact, Finding, Severity, error, info, warning
+from .causes import NO_RANGES
 from .node import Node
 from .places import configuration, major, nameless_file, nearest, own_ranges, podman_version
 from .probe import Probe
@@ -274,5 +275,5 @@ def _names(folder: str) -> list[os.DirEntry[str]]:
 
 PROBES = (
     Probe(("U40", "U41", "U53", "U81"), "Podman's storage", storage),
-    Probe(("U54",), "The owners of what is stored", earlier, explained_by=("U07",)),
+    Probe(("U54",), "The owners of what is stored", earlier, explained_by=NO_RANGES),
 )

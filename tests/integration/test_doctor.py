@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import textwrap
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -238,6 +239,17 @@ def test_a_plugin_that_answers_is_healthy_and_a_slow_one_is_named(doctor: Doctor
     compile_library(libraries / "libsubid_lab.so", PLUGIN, START=START, WAIT=600_000)
     said = doctor()
     assert (said.mine, said.errors) == ({"U08"}, set())
+
+
+def test_a_plugin_that_hangs(doctor: Doctor, libraries: Path) -> None:
+    compile_library(libraries / "libsubid_lab.so", PLUGIN, START=START, WAIT=60_000_000)
+    run("ldconfig").ok()
+    nsswitch("subid: lab")
+    began = time.monotonic()
+    said = doctor()
+    assert time.monotonic() - began < 30  # 60 s for each lookup where it is waited for
+    assert (said.mine, said.errors) == ({"U08"}, {"U08"})
+    assert "did not answer" in said.one("U08")["what"]
 
 
 STATIC = """
