@@ -1,7 +1,10 @@
 """The doctor's probes on real faults: each is made in the lab, and exactly its id is named."""
 
+import fcntl
 import json
 import os
+import resource
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,11 +64,11 @@ def mounted(node: Node, fstype: str, options: str) -> Iterator[None]:
 
 
 def test_live_all_well(node: Node) -> None:
-    before = sorted(str(path) for path in node.base.rglob("*"))
+    before = sorted(str(path) for path in node.user.home.rglob("*"))
     answer = doctor(node, "live")
     assert answer.wrong == {}, answer.all
     assert answer.facts["overlay in a user namespace"] == "userxattr: ok, plain: ok"
-    assert sorted(str(path) for path in node.base.rglob("*")) == before
+    assert sorted(str(path) for path in node.user.home.rglob("*")) == before
 
 
 def test_u43_on_overlay(node: Node) -> None:
@@ -389,3 +392,127 @@ def test_u61_a_cgroup_of_somebody_else(node: Node) -> None:
     (found,) = answer.all["findings"]
     assert (found["id"], found["severity"]) == ("U61", "info")
     assert "not yours" in found["evidence"]
+
+
+# Squash files and stores
+
+
+def make_store(node: Node, name: str) -> Path:
+    store = node.base / name
+    for part in ("overlay-images/images", "overlay-layers/layers"):
+        (store / part).parent.mkdir(parents=True)
+        (store / f"{part}.json").write_text("[]")
+        (store / f"{part}.lock").write_text("")
+    (store / "overlay").mkdir()
+    node.stores = (*node.stores, store)
+    node.configure()
+    return store
+
+
+def test_squash_all_well(node: Node) -> None:
+    store = make_store(node, "store")
+    before = sorted(str(path) for path in node.user.home.rglob("*"))
+    answer = doctor(node, "squash", "storage")
+    assert answer.ids == set(), answer.all
+    assert answer.facts["engine"] == "wire (auto in the configuration)"
+    assert answer.facts["overlay"] == "kernel (fastest)"
+    assert answer.facts["stores"] == str(store)
+    assert "FUSE and kernel overlay" in answer.facts["self-test"]
+    assert sorted(str(path) for path in node.user.home.rglob("*")) == before
+    assert "squashmount-doctor" not in Path("/proc/mounts").read_text()
+
+
+def test_s01_a_configuration_that_cannot_be(node: Node) -> None:
+    answer = doctor(node, "squash", SQUASHMOUNT_ENGINE="warp")
+    assert answer.ids == {"error S01"}, answer.all
+    answer = doctor(node, "squash", SQUASHMOUNT_OVERLAY="fuse")
+    assert answer.facts["overlay"] == "fuse (forced by the configuration)"
+
+
+def test_s02_a_store_that_is_missing(node: Node) -> None:
+    store = make_store(node, "store")
+    run("rm", "-r", str(store)).ok()
+    answer = doctor(node, "squash")
+    assert answer.ids == {"error S02"}, answer.all
+    assert str(store) in answer.wrong["S02"]["what"]
+
+
+HANG = """
+import os, sys, time
+from squashmount.server.fusemount import mount_fuse
+fuse = mount_fuse(sys.argv[1], source="hangs")
+print("mounted", flush=True)
+time.sleep(100)
+"""
+
+
+def test_s02_a_store_that_hangs_hides_no_other(node: Node) -> None:
+    """A FUSE file system whose server never answers: as a file server that is gone."""
+    store, other = make_store(node, "store"), make_store(node, "other")
+    (other / "overlay-images/images.json").write_text("[{")
+    python = str(node.product / "bin/python")
+    with subprocess.Popen([python, "-I", "-c", HANG, str(store)], stdout=subprocess.PIPE) as server:
+        try:
+            assert server.stdout
+            assert server.stdout.readline() == b"mounted\n"
+            answer = doctor(node, "squash")
+        finally:
+            run("umount", "-l", str(store)).ok()
+            server.kill()
+    assert answer.ids == {"error S02", "error S04"}, answer.all
+    assert f"{store} does not answer in" in answer.wrong["S02"]["what"]
+    assert str(other) in answer.wrong["S04"]["what"]
+    assert answer.all["seconds"] < 5
+
+
+def test_s03_a_lock_that_hangs(node: Node) -> None:
+    store = make_store(node, "store")
+    with (store / "overlay-images/images.lock").open("r+b") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX)
+        answer = doctor(node, "squash")
+    assert answer.ids == {"error S03"}, answer.all
+    assert "is not granted" in answer.wrong["S03"]["what"]
+    assert answer.all["seconds"] < 5
+
+
+def test_s05_without_fuse(node: Node) -> None:
+    device = Path("/dev/fuse")
+    device.chmod(0o600)
+    try:
+        answer = doctor(node, "squash")
+        assert answer.ids == {"error S05"}, answer.all
+        assert "chmod 0666" in answer.wrong["S05"]["fix"]
+        assert doctor(node, "squash", "system").ids == {"error U70"}, "one cause has one name"
+    finally:
+        device.chmod(0o666)
+
+
+def test_s07_a_state_directory_others_can_write(node: Node) -> None:
+    make_store(node, "store")
+    state = node.runtime / "squashmount"
+    state.mkdir()
+    os.chown(state, node.user.uid, node.user.gid)
+    state.chmod(0o777)
+    answer = doctor(node, "squash")
+    assert answer.ids == {"error S07"}, answer.all
+
+
+def test_s08_in_a_job(node: Node) -> None:
+    answer = doctor(node, "squash", SLURM_JOB_ID="7", SLURM_STEP_ID="0")
+    assert answer.wrong == {}, answer.all
+    assert answer.facts["Slurm"] == "job 7, step 0"
+    answer = doctor(node, "squash", SLURM_JOB_ID="7", CONTAINERS_CONF="/dev/null", TMPDIR="/nowhere")
+    assert answer.ids == {"error S08", "warning S08"}, answer.all
+
+
+def test_the_whole_doctor_is_fast_and_content(node: Node) -> None:
+    make_store(node, "store")
+    command = (str(node.product / "bin/squashmount-conf"), "doctor", "--json")
+    node.run(*command)
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    answer = json.loads(node.run(*command).ok())
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    print("processor seconds", after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    wrong = [one for one in answer["findings"] if one["severity"] != "info"]
+    assert wrong == []
+    assert answer["skipped"] == {}
