@@ -27,6 +27,7 @@ MODULES = (
     "live",
     "podman_view",
     "system",
+    "squash",
 )
 """Whose PROBES are run, in the order in which they are told."""
 

@@ -12,6 +12,7 @@ from squashmount.mountinfo import Mount, parse_line
 from squashmount.process import run
 
 from ..facts import Facts, gather
+from ..ids.libsubid import Pair, ranges_of
 from ..podman import SUPPORTED, Machine
 from .node import Node
 
@@ -78,15 +79,7 @@ def nameless_file(folder: str) -> int:
     return file
 
 
-def own_ranges(node: Node) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+def own_ranges(node: Node) -> tuple[list[Pair], list[Pair]]:
     """Return (start, count) of the user's subordinate uids and gids as the node's source lists them; often one each."""
-    return _listed(node), _listed(node, "-g")
-
-
-def _listed(node: Node, *kind: str) -> list[tuple[int, int]]:
-    try:
-        out = run("getsubids", *kind, node.name, ok=(0, 1), env=dict(node.environ), timeout=4.0)
-    except ToolError:
-        return []
-    rows = [line.split() for line in out.splitlines()]  # "0: NAME START COUNT"
-    return [(int(row[2]), int(row[3])) for row in rows if len(row) == 4 and row[2].isdigit() and row[3].isdigit()]
+    names = (node.name, str(node.uid))
+    return ranges_of(names, "uid"), ranges_of(names, "gid")
