@@ -29,7 +29,7 @@ needed_to_slurm="slurmctld:slurmctld:slurm-slurmctld slurmd:slurmd:slurm-slurmd 
   ip:iproute2:iproute"
 # podman-hpc's mount program waits with inotifywait
 needed_to_bench="sqfstar:squashfs-tools:squashfs-tools inotifywait:inotify-tools:inotify-tools losetup:mount:util-linux"
-test_extras='[test,lzo,pyfuse3,bench,import]'
+test_extras='[test,lzo,pyfuse3,bench,import,ldap]'
 
 say() { printf '%s\n' "$*" >&2; }
 

@@ -5,8 +5,9 @@ from collections.abc import Callable
 from typing import Any
 
 from ..options import EPILOG
+from . import check_command
 
-COMMANDS: list[Callable[[Any], None]] = []
+COMMANDS: list[Callable[[Any], None]] = [check_command.add]
 """What adds each command of the family to its parser."""
 
 

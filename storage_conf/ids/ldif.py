@@ -9,7 +9,7 @@ import base64
 import binascii
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
-from typing import BinaryIO
+from typing import IO
 
 from squashmount.errors import DamagedError
 
@@ -45,7 +45,7 @@ class Entry:
 class Ldif:
     """An LDIF that is being read; `references` counts other servers that were named instead of entries."""
 
-    file: BinaryIO
+    file: IO[bytes]
     name: str
     wanted: frozenset[bytes] = frozenset()
     references: int = 0
@@ -190,7 +190,7 @@ class Ldif:
         )
 
 
-def read_ldif(file: BinaryIO, *, name: str, wanted: Collection[str]) -> Ldif:
+def read_ldif(file: IO[bytes], *, name: str, wanted: Collection[str]) -> Ldif:
     """Return a reader of the attributes `wanted`, which are compared without regard to case."""
     return Ldif(file, name, frozenset(attribute.lower().encode() for attribute in wanted))
 

@@ -7,6 +7,7 @@ The names and the type are from shadow's lib/subid.h: `subid_get_uid_ranges` sin
 import ctypes
 import os
 from collections.abc import Sequence
+from functools import cache
 from typing import Literal
 
 from squashmount.errors import ToolError
@@ -48,6 +49,7 @@ def ranges_of(names: Sequence[str], kind: Kind) -> list[Pair]:
     return []
 
 
+@cache
 def _load() -> tuple[int, ctypes.CDLL | None]:
     for number in _ABIS:
         try:

@@ -52,13 +52,14 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """A real user: the ids that files of his carry on every node."""
+    """A real user: the ids that files of his carry on every node. `login`: has a shell that lets him in."""
 
     name: str
     uid: int
     gid: int
     source: str = ""
     dn: str = ""
+    login: bool = True
 
 
 @dataclass(frozen=True, slots=True)
