@@ -15,7 +15,7 @@ from typing import TextIO
 
 from squashmount.errors import HostError, ToolError
 
-from .libsubid import abi
+from .libsubid import abi, ranges_of
 from .ranges import KINDS, Account, Kind, Range
 
 

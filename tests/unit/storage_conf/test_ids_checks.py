@@ -402,3 +402,10 @@ def test_no_verdict_on_a_part(
     said = capsys.readouterr()
     assert word in said.err
     assert not said.out
+
+
+def test_libsubid_is_asked_user_by_user(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    users = tmp_path / "users"
+    users.write_text("root\nnobody-of-that-name\n")
+    assert cli.main(command("--source", "nss", "--users", str(users), "--only", "A02")) == 0
+    assert "libsubid (files) (nss): 0 ranges of subuids" in capsys.readouterr().out
