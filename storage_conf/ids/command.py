@@ -5,9 +5,9 @@ from collections.abc import Callable
 from typing import Any
 
 from ..options import EPILOG
-from . import check_command
+from . import check_command, compare_command
 
-COMMANDS: list[Callable[[Any], None]] = [check_command.add]
+COMMANDS: list[Callable[[Any], None]] = [check_command.add, compare_command.add]
 """What adds each command of the family to its parser."""
 
 
