@@ -9,6 +9,7 @@ import sys
 
 from squashmount.errors import SquashmountError, UsageError
 from squashmount.lean import Any, NamedTuple
+from squashmount.trust import Trust, require_trusted
 
 from . import module, policy
 from .leanjson import dumps, loads
@@ -23,7 +24,7 @@ class Catalogue(NamedTuple):
     policy: policy.Policy
     modules: dict[str, module.Module]
     digest: str
-    trust: policy.Trust
+    trust: Trust
 
 
 def read(environ: dict[str, str], *, policy_file: str = "", state: str = "") -> Catalogue:
@@ -39,9 +40,9 @@ def read(environ: dict[str, str], *, policy_file: str = "", state: str = "") -> 
         if compiled:
             _keep(compiled, known)
     rules = policy.built(known["policy"])
-    trust = policy.Trust(rules)
+    trust = policy.trust_of(rules)
     for path in known["dirs"]:
-        policy.require_trusted(trust, path, "module directory")
+        require_trusted(trust, path, "module directory")
     modules = {table["name"]: module.built(table, origin) for origin, table in known["modules"]}
     return Catalogue(rules, modules, repr(known["files"]), trust)
 
@@ -78,9 +79,9 @@ def _from_files(environ: dict[str, str], policy_file: str) -> dict[str, Any]:
     if policy_file or os.path.exists(place):
         table = policy.load_table(place)
     rules = policy.built(table)
-    trust = policy.Trust(rules)
+    trust = policy.trust_of(rules)
     if table:
-        policy.require_trusted(policy.Trust(policy.Policy()), place, "policy")
+        require_trusted(policy.trust_of(policy.Policy()), place, "policy")
     own = policy.user_dir(environ) if rules.user_modules != "no" else ""
     dirs = policy.module_dirs(rules) + ([own] if own else [])
     stamped = [place, *dirs]
@@ -89,7 +90,7 @@ def _from_files(environ: dict[str, str], policy_file: str) -> dict[str, Any]:
         for name in _listed(directory):
             path = os.path.join(directory, name)
             stamped.append(path)
-            policy.require_trusted(trust, path, "module")
+            require_trusted(trust, path, "module")
             one = module.load_table(path)
             before = found.get(one["name"])
             if before and directory == own and rules.user_modules != "override":

@@ -10,7 +10,7 @@ from squashmount.errors import UsageError
 from . import policy
 from .module import load_table
 from .planners import PLANNERS, READS
-from .policy import Policy, Trust
+from .policy import Policy, trust_of
 
 Table = dict[str, Any]
 
@@ -105,6 +105,6 @@ def _unnamed(table: Table) -> Iterator[str]:
 
 def _doubt(path: str, rules: Policy) -> Iterator[str]:
     # nobody can make his own policy trusted by what it says
-    doubt = Trust(Policy() if _is_policy(path) else rules).doubt(path)
+    doubt = trust_of(Policy() if _is_policy(path) else rules).doubt(path)
     if doubt:
         yield f"the hook would not trust it: {doubt}"

@@ -145,8 +145,9 @@ class _Run:
         return self._applied(config, known, selection)
 
     def _applied(self, config: dict[str, Any], known: catalogue.Catalogue, selection: Selection) -> dict[str, Any]:
+        from squashmount.trust import in_user_namespace  # noqa: PLC0415 - the same
+
         from . import apply, pmi, volumes  # noqa: PLC0415 - only when something applies
-        from .policy import in_user_namespace  # noqa: PLC0415 - the same
         from .tree import DirectoryTree  # noqa: PLC0415 - the same
 
         with DirectoryTree(root_of(config)) as root:

@@ -1,7 +1,10 @@
-"""Settings: built-in defaults < /etc/squashmount.toml < the user's file < SQUASHMOUNT_* in the environment.
+"""Settings: built-in defaults < the site's files < the user's file < SQUASHMOUNT_* in the environment.
+
+The site's are /etc/squashmount.toml and, stronger, /etc/squashmount/site.toml, which also says what storage.conf is
+made of (`SITE_ONLY`; storage_conf). Nobody but root may be able to change them. The user's: ~/.config/squashmount.toml.
 
 The mount program runs inside Podman's user namespace at every container start: tomllib is imported only when a file
-exists. `SQUASHMOUNT_CONFIG` names one file to use instead of both.
+exists. `SQUASHMOUNT_CONFIG` names one file to use instead of all.
 
 Keys (TOML, top level)::
 
@@ -29,7 +32,15 @@ import os
 from .errors import UsageError
 from .lean import NamedTuple
 
-SITE_FILE = "/etc/squashmount.toml"
+SITE_FILE = "/etc/squashmount/site.toml"
+SITE_FILES = ("/etc/squashmount.toml", SITE_FILE)
+SITE_ONLY = frozenset(
+    {
+        *("stores", "scratch", "forbidden", "trusted_owners", "mount_program", "ignore_chown_errors"),
+        *("hooks_dirs", "modules"),
+    }
+)
+"""Keys of site.toml that are no settings of the mount program or `migrate2scratch`."""
 
 _CHOICES = {
     "engine": ("auto", "wire", "squashfuse_ll"),
@@ -66,25 +77,43 @@ def load_config(environ: dict[str, str] | None = None) -> Config:
     """Read the files and the environment; UsageError names the file, the key and the allowed values."""
     env = dict(os.environ) if environ is None else environ
     config = Config()
-    for path in _files(env):
-        config = _merged(config, _read(path), where=path)
-    from_env = {key: env[name] for key in Config._fields if (name := f"SQUASHMOUNT_{key.upper()}") in env}
+    for path in config_files(env):
+        config = merged(config, read_settings(path), where=path)
+    values = {key: env[name] for key, name in variables(env).items()}
+    return merged(config, dict(values), where="the environment", text=True)
+
+
+def variables(env: dict[str, str]) -> dict[str, str]:
+    """Return the variable of the environment that counts for each key that one is set for."""
+    named = {key: name for key in Config._fields if (name := f"SQUASHMOUNT_{key.upper()}") in env}
     if "SQUASH_DIR" in env:
-        from_env.setdefault("squash_dir", env["SQUASH_DIR"])
-    return _merged(config, dict(from_env), where="the environment", text=True)
+        named.setdefault("squash_dir", "SQUASH_DIR")
+    return named
 
 
-def _files(env: dict[str, str]) -> list[str]:
+def config_files(env: dict[str, str]) -> list[str]:
+    """Return the files that count, the strongest last; only existing ones."""
     if "SQUASHMOUNT_CONFIG" in env:
         return [env["SQUASHMOUNT_CONFIG"]]
     home = env.get("XDG_CONFIG_HOME") or (os.path.join(env["HOME"], ".config") if env.get("HOME") else "")
-    files = [SITE_FILE] + ([os.path.join(home, "squashmount.toml")] if home else [])
+    files = [*SITE_FILES] + ([os.path.join(home, "squashmount.toml")] if home else [])
     return [path for path in files if os.access(path, os.R_OK)]
 
 
-def _read(path: str) -> dict[str, object]:
+def read_settings(path: str) -> dict[str, object]:
+    """Return the settings of one file, without what only the site's says. UsageError: unreadable, or not trusted."""
+    table = read_table(path)
+    return {key: value for key, value in table.items() if key not in SITE_ONLY} if path == SITE_FILE else table
+
+
+def read_table(path: str) -> dict[str, object]:
+    """Return one file as it is. UsageError when it is unreadable, or the site's and others could have changed it."""
     import tomllib  # noqa: PLC0415 - 10 ms, paid only where a file exists
 
+    if path in SITE_FILES:
+        from .trust import Trust, require_trusted  # noqa: PLC0415 - the same
+
+        require_trusted(Trust(), path, "configuration of the site")
     try:
         with open(path, "rb") as file:
             return tomllib.load(file)
@@ -94,7 +123,8 @@ def _read(path: str) -> dict[str, object]:
         raise UsageError(f"{path} is not valid TOML.", details=str(err)) from err
 
 
-def _merged(config: Config, values: dict[str, object], *, where: str, text: bool = False) -> Config:
+def merged(config: Config, values: dict[str, object], *, where: str, text: bool = False) -> Config:
+    """Return the settings with some replaced (`text`: to be converted). UsageError names the place and the key."""
     types = {key: type(default) for key, default in Config._field_defaults.items()}
     checked: dict[str, object] = {}
     for key, value in values.items():

@@ -8,6 +8,7 @@ from squashmount.oci_hooks import module, module_keys, policy
 from squashmount.oci_hooks.module import DeviceRule, EnvRules, HookRule, LibraryRule, MountRule, When
 
 from squashmount.errors import UsageError
+from squashmount.trust import require_trusted
 
 FULL = """
 name = "everything"
@@ -149,21 +150,21 @@ def test_trust(tmp_path: Path) -> None:
     file.parent.mkdir(mode=0o755)
     file.write_text("x")
     file.chmod(0o644)
-    assert policy.Trust(policy.Policy()).doubt(str(file)) == ""
+    assert policy.trust_of(policy.Policy()).doubt(str(file)) == ""
     file.chmod(0o664)
-    assert "can be written by its group" in policy.Trust(policy.Policy()).doubt(str(file))
-    assert policy.Trust(policy.Policy(group_writable=True)).doubt(str(file)) == ""
+    assert "can be written by its group" in policy.trust_of(policy.Policy()).doubt(str(file))
+    assert policy.trust_of(policy.Policy(group_writable=True)).doubt(str(file)) == ""
     file.chmod(0o644)
     file.parent.chmod(0o777)
-    assert "can be written by everybody" in policy.Trust(policy.Policy()).doubt(str(file))
+    assert "can be written by everybody" in policy.trust_of(policy.Policy()).doubt(str(file))
     link = tmp_path / "link"
     link.symlink_to(file)
-    assert str(file.parent) in policy.Trust(policy.Policy()).doubt(str(link))
+    assert str(file.parent) in policy.trust_of(policy.Policy()).doubt(str(link))
     file.parent.chmod(0o755)
     open_door = tmp_path / "open"
     open_door.mkdir()
     open_door.chmod(0o777)
     (open_door / "link").symlink_to(file)
-    assert str(open_door) in policy.Trust(policy.Policy()).doubt(str(open_door / "link"))
+    assert str(open_door) in policy.trust_of(policy.Policy()).doubt(str(open_door / "link"))
     with pytest.raises(UsageError, match=r"module .*link is not trusted"):
-        policy.require_trusted(policy.Trust(policy.Policy()), str(open_door / "link"), "module")
+        require_trusted(policy.trust_of(policy.Policy()), str(open_door / "link"), "module")
