@@ -9,9 +9,11 @@ containers, 524288 to 1879048191, is what many sites hand out, and whether it cl
 
 import os
 import pwd
+import re
 import stat
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import islice, pairwise
 
 from ..finding import Fact, Finding, error, info, warning
@@ -36,6 +38,8 @@ _RESERVED = (
 )
 _KINDS: tuple[tuple[Kind, str], ...] = (("uid", "/etc/subuid"), ("gid", "/etc/subgid"))
 _SHOWN = 10
+_MOST_LINES = 500_000
+"""Of /etc/subuid; a second's work."""
 
 
 # Account
@@ -143,7 +147,7 @@ def _files(node: Node) -> Iterator[Finding]:
             continue
         with file:
             yield from _owner(path, status)
-            yield from _lines(path, lint(file, names=names), names | {str(node.uid)})
+            yield from _lines(path, lint(file, names=names, most=_MOST_LINES), names | {str(node.uid)})
 
 
 def _owner(path: str, status: os.stat_result) -> Iterator[Finding]:
@@ -161,7 +165,7 @@ def _owner(path: str, status: os.stat_result) -> Iterator[Finding]:
 def _lines(path: str, faults: Iterator[Fault], mine: set[str]) -> Iterator[Finding]:
     """Report what is wrong with own lines as errors; overlap and overflow of a range have ids of their own."""
     own = {name.casefold() for name in mine}
-    told = (fault for fault in faults if fault.code not in {"duplicate", "overflow", "zero"})
+    told = (fault for fault in faults if fault.code not in {"duplicate", "overflow"})
     for fault in islice(told, _SHOWN):
         whole = fault.code == "newline"
         bad = libsubid.abi() >= 6 if whole else fault.name.casefold() in own
@@ -263,10 +267,13 @@ def _none(node: Node, found: dict[Kind, list[Pair]]) -> Iterator[Finding]:
 
 def _free_start(node: Node) -> int:
     """Return a start behind all ranges of the files, in steps of 65536 from 524288 on, as systemd's containers lie."""
-    text = "".join(node.text(path) or "" for _, path in _KINDS)
-    rows = [row[1:] for line in text.splitlines() if len(row := line.split(":")) == 3]
-    ends = [int(row[0]) + int(row[1]) for row in rows if all(word.isascii() and word.isdigit() for word in row)]
-    return -(-max(524288, *ends) // ENOUGH) * ENOUGH if ends else 524288
+    end = 524288
+    for _, path in _KINDS:
+        with suppress(OSError), open(node.path(path), encoding="utf-8", errors="replace") as file:
+            for line in islice(file, _MOST_LINES):
+                if row := re.fullmatch(r"[^:]+:([0-9]{1,10}):([0-9]{1,10})\s*", line):
+                    end = max(end, int(row[1]) + int(row[2]))
+    return -(-end // ENOUGH) * ENOUGH
 
 
 def judged(kind: Kind, pairs: Sequence[Pair], own: int, name: str) -> Iterator[Finding]:

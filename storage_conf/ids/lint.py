@@ -5,6 +5,7 @@ range, or another one. This says which line and why. It judges lines, not whethe
 """
 
 import re
+import sys
 from collections.abc import Collection, Iterator
 from typing import BinaryIO, NamedTuple
 
@@ -31,16 +32,21 @@ class Fault(NamedTuple):
     fix: str
 
 
-def lint(file: BinaryIO, *, names: Collection[str] = ()) -> Iterator[Fault]:
+def lint(file: BinaryIO, *, names: Collection[str] = (), most: int = sys.maxsize) -> Iterator[Fault]:
     """Yield the first fault of each line, and a missing newline at the end.
 
-    `names` are logins that exist: `Dave` is a fault where only `dave` is one. Memory is bounded, whatever the file is.
+    `names` are logins that exist: `Dave` is a fault where only `dave` is one. Of more lines than `most` the next one is
+    the last fault. Memory is bounded, whatever the file is.
     """
     spelled = {name.casefold(): name for name in names if not _is_number(name)}
     seen: dict[int, int] = {}
     line, number = b"\n", 0
     while line := file.readline(_LONGEST):
         number += 1
+        if number > most:
+            what = "and all after it are not looked at: there are too many"
+            yield _fault(number, "many", b"", what, "give ranges by LDAP, or to fewer users")
+            return
         if not line.endswith(b"\n") and len(line) == _LONGEST:
             yield _fault(number, "long", line, f"has more than {_LONGEST} bytes", "remove the line: it is no range")
             line = _rest(file)

@@ -115,6 +115,10 @@ LINES = {
     "capital": ("U06", [f"Dora:{START}:65536"]),
     "four fields": ("U06", [f"dora:{START}:65536:x"]),
     "octal": ("U06", ["dora:020000000000:65536"]),
+    "hexadecimal": ("U06", [f"dora:{START:#x}:65536"]),
+    "no id": ("U06", [f"dora:{START}:0"]),
+    "2^64": ("U07", [f"dora:{2**64}:65536"]),
+    "negative": ("U06", ["dora:-5:65536"]),
     "999 ids": ("U09", [f"dora:{START}:999"]),
     "the same line again": ("U10", [f"dora:{START}:65536"] * 2),
     "overlap": ("U10", [f"dora:{START}:65536", f"dora:{START + 65535}:65536"]),
@@ -131,6 +135,13 @@ def test_lines(doctor: Doctor, name: str) -> None:
     give(*lines)
     said = doctor()
     assert (said.mine, said.errors, said.code) == ({expected}, {expected}, 11)
+
+
+def test_no_files_at_all(doctor: Doctor) -> None:
+    for path in FILES[:2]:
+        os.unlink(path)
+    said = doctor()
+    assert (said.mine, said.errors) == ({"U07"}, {"U07"})
 
 
 def test_the_exact_line_is_named(doctor: Doctor) -> None:

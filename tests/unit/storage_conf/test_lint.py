@@ -81,6 +81,12 @@ def test_no_newline_at_the_end_is_a_fault_beside_the_others() -> None:
     assert [(fault.line, fault.code) for fault in faults(b"x" * 9000)] == [(1, "long"), (1, "newline")]
 
 
+def test_a_limit_of_lines() -> None:
+    data = GOOD + b"a:1:1\nb:1:1\n"
+    assert list(lint(io.BytesIO(data), most=3)) == []
+    assert [(fault.line, fault.code) for fault in lint(io.BytesIO(data), most=2)] == [(3, "many")]
+
+
 def test_a_login_in_capitals_is_no_fault_where_it_exists() -> None:
     assert faults(b"Dave:1:1\n", "Dave", "dave") == []
     assert faults(b"Dave:1:1\n") == []
