@@ -5,6 +5,7 @@ import json
 import os
 import resource
 import subprocess
+import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -511,3 +512,17 @@ def test_the_whole_doctor_is_fast_and_content(node: Node) -> None:
     wrong = [one for one in answer["findings"] if one["severity"] != "info"]
     assert wrong == []
     assert answer["skipped"] == {}
+
+
+def test_a_bundle_of_a_real_user(node: Node) -> None:
+    path = node.base / "bundle.tar.gz"
+    command = (str(node.product / "bin/squashmount-conf"), "doctor", "--only", "U40,U42", "--bundle", str(path))
+    node.run(*command).ok()
+    with tarfile.open(path) as tar:
+        parts = {one.name.partition("/")[2]: tar.extractfile(one).read().decode() for one in tar}  # type: ignore[union-attr]
+    assert path.stat().st_mode & 0o777 == 0o600
+    for word in (node.user.name, "bob", str(node.user.home), os.uname().nodename):
+        assert not any(word in text for text in parts.values()), word
+    assert "USER:" in parts["subuid"]
+    assert json.loads(parts["doctor.json"])["checked"] == ["U40", "U42"]
+    assert node.run(*command).code == 2
