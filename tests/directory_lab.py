@@ -8,6 +8,7 @@ guesses, it has a keytab (nobody asks what is in it), SASL's ANONYMOUS and port 
 import os
 import random
 import shutil
+import signal
 import struct
 import subprocess
 import time
@@ -15,6 +16,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Timer
 
 import pytest
 from lab import Done, User, run, wait_for
@@ -262,6 +264,12 @@ class Directory:
             _end(self._process)
             self._process = None
 
+    def pause(self, seconds: float) -> None:
+        """Let slapd answer nobody for a while; returns at once."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+        Timer(seconds, self._process.send_signal, (signal.SIGCONT,)).start()
+
     def search(self, *argv: str, base: str = SUFFIX) -> Done:
         """Run ldapsearch without a bind."""
         return run("ldapsearch", "-x", "-LLL", "-o", "ldif-wrap=no", "-H", self.uri, "-b", base, *argv)
@@ -334,6 +342,8 @@ class Sssd:
 
     def start(self) -> None:
         """Start sssd; returns when it knows a user of the directory."""
+        for path in Path("/var/lib/sss/mc").iterdir():
+            path.unlink()  # users are found in it without sssd, before it answers for ranges
         alone = ("unshare", "--mount", "--propagation", "private", "sh", "-c")
         script = "mount -t tmpfs -o mode=755 run /run && mkdir /run/sssd && exec sssd -i -d 2 --logger=files"
         with (self._directory.top / "sssd.out").open("ab") as out:
@@ -341,17 +351,15 @@ class Sssd:
                 (*alone, script), stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
             )
         try:
-            wait_for(lambda: run("getent", "passwd", Account.number(2).name).code == 0, "sssd knows a user")
+            wait_for(lambda: run("getent", "passwd", Account.number(SIZE - 1).name).code == 0, "sssd knows a user")
         except AssertionError as err:
             raise AssertionError(f"{err}\n{self.logs()}") from None
 
     def stop(self) -> None:
-        """End sssd, if it runs."""
+        """End sssd, if it runs; users it was asked for lately are still known, ranges are not."""
         if self._process is not None:
             _end(self._process)
             self._process = None
-        for path in Path("/var/lib/sss/mc").iterdir():
-            path.unlink()  # users are found in it without sssd, before it answers for ranges
 
     def forget(self) -> None:
         """Start anew without a cache: nothing else makes sssd forget a range before its time."""

@@ -110,7 +110,8 @@ def pause(node: Node) -> Iterator[Finding]:
                 "Podman's pause process has another id map than your ranges.",
                 "It was started before they changed, or in another place, and every podman joins it: containers have "
                 "the old ids until it ends.",
-                "podman system migrate   (it stops your containers on this node)",
+                "podman system migrate   (it stops your containers on this node; where U54 is found too, do first what "
+                "it says: the old map can remove old files)",
                 id="U51",
                 evidence=f"{path}: process {pid} has {_text(seen[0])}; configured {_text(now[0])}",
             )

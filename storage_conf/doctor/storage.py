@@ -231,8 +231,8 @@ def earlier(node: Node) -> Iterator[Finding]:
             f"Files in {graphroot} belong to ids that are not yours (any more).",
             "Your range was changed after they were made: containers see them as nobody's and cannot change them. "
             "Squashed images are not affected.",
-            "ask the site for the old range; or podman system reset, and root removes what is left: "
-            f"rm -rf --one-file-system {graphroot}",
+            "ask the site for the old range; or remove them: podman system reset, while Podman still runs with the old "
+            f"map (U51); afterwards only root can: rm -rf --one-file-system {graphroot}",
             id="U54",
             evidence=f"{sum(strangers.values())} of {looked} files looked at, ids {ids}; first: {example}",
         )
