@@ -12,7 +12,7 @@ exit codes:
   5    a store does not exist
   6    a file cannot be written
   8    podman is missing or too old, or a directory did not answer all
-  10   an LDIF is damaged or cut off
+  10   an LDIF or a baseline is damaged or cut off
   11   check, doctor or ids found something wrong
   130  interrupted
 """

@@ -315,7 +315,7 @@ def _beyond(rule: Rule, users: Sequence[Account]) -> Finding:
         f"{len(users):,} users have uids whose range does not fit below {rule.end}: "
         f"the first uid that does not is {rule.uid_end}",
         f"{rule} is not wrapped around: two users would share ids.",
-        f"a lower --first-id, a higher --uid-min, or --next-free, which suits uids as high as {users[-1].uid}",
+        f"a lower BASE or a higher UID_MIN in --formula, or --next-free, which suits uids as high as {users[-1].uid}",
         id="A14",
         evidence=_named(users),
     )
@@ -325,7 +325,7 @@ def _full(rule: Rule, users: Sequence[Account]) -> Finding:
     return error(
         f"{len(users):,} users find no free range of {rule.count} ids between {rule.base} and {rule.end - 1}",
         "Every place is taken, also by what was retired.",
-        "a lower --first-id, or a site-wide clean-up of files that carry retired ids",
+        "a lower BASE in --formula, or a site-wide clean-up of files that carry retired ids",
         id="A14",
         evidence=_named(users),
     )
@@ -346,7 +346,7 @@ def _blocked(check: str, hits: Sequence[tuple[Account, Obstacle]]) -> Finding:
     return error(
         f"{len(hits):,} users get no range, because the formula's ids {what}",
         why[0].upper() + why[1:] + ".",
-        "another --first-id, or --next-free, which goes around what is taken",
+        "another BASE in --formula, or --next-free, which goes around what is taken",
         id=check,
         evidence="\n".join(lines),
     )
@@ -361,6 +361,6 @@ def _soft_windows(grants: Sequence[Grant]) -> Iterator[Finding]:
         yield say(
             f"{len(inside):,} of the new ranges lie in {window.start}-{window.end - 1}: {window.name}",
             f"They are somebody else's where that is in use ({window.source}).",
-            "nothing, if no node uses it; else another --first-id",
+            "nothing, if no node uses it; else another BASE in --formula",
             id="A04",
         )

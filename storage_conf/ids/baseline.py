@@ -11,9 +11,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from enum import Enum
+from errno import ENOENT
 from typing import Any
 
-from squashmount.errors import DamagedError, StoreError
+from squashmount.errors import DamagedError, StoreError, UsageError
 from squashmount.jsonio import get_int, get_str, load_object
 
 from ..finding import Finding, Severity
@@ -275,6 +276,16 @@ def _as_json(record: Record) -> dict[str, Any]:
         "source": record.source,
     }
     return made | ({"retired": record.retired} if record.retired else {})
+
+
+def load(path: str) -> Baseline:
+    """Return the baseline in a file. UsageError when it cannot be read, DamagedError as `from_text`."""
+    try:
+        with open(path, "rb") as file:
+            return from_text(file.read(), where=path)
+    except OSError as err:
+        hint = f"squashmount-conf ids baseline save {path}" if err.errno == ENOENT else ""
+        raise UsageError(f"{path} cannot be read: {err.strerror}.", hint=hint) from err
 
 
 def from_text(data: bytes, *, where: str) -> Baseline:

@@ -5,9 +5,15 @@ from collections.abc import Callable
 from typing import Any
 
 from ..options import EPILOG
-from . import check_command, compare_command
+from . import baseline_command, check_command, compare_command, plan_command, plot_command
 
-COMMANDS: list[Callable[[Any], None]] = [check_command.add, compare_command.add]
+COMMANDS: list[Callable[[Any], None]] = [
+    check_command.add,
+    plan_command.add,
+    baseline_command.add,
+    compare_command.add,
+    plot_command.add,
+]
 """What adds each command of the family to its parser."""
 
 
