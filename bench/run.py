@@ -43,6 +43,10 @@ def main(argv: list[str]) -> int:
         import hooks  # noqa: PLC0415 - the same
 
         return hooks.main(argv[1:])
+    if argv[:1] == ["ids"]:
+        import ids  # noqa: PLC0415 - the same
+
+        return ids.main(argv[1:])
     options = _options(argv)
     spec = QUICK if options.quick else Spec()
     if options.full:

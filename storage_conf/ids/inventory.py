@@ -19,6 +19,7 @@ from .ranges import Account, Group, Kind, Range
 LIMIT = 1_000_000
 """Ranges, accounts, groups and faults of one source, each: 32-bit ids have room for 65,535 users with 65,536 ids."""
 
+_DECIMAL = re.compile(r"-?(0|[1-9][0-9]{0,30})", re.ASCII)
 _NO_LOGIN = ("/nologin", "/false", "/sync", "/shutdown", "/halt")
 
 
@@ -49,7 +50,7 @@ class Inventory:
 
 def decimal(text: str) -> int | None:
     """Return an LDAP INTEGER (RFC 4517, 3.3.16) of reasonable length, None for anything else."""
-    return int(text) if re.fullmatch(r"-?(0|[1-9][0-9]{0,30})", text, re.ASCII) else None
+    return int(text) if _DECIMAL.fullmatch(text) else None
 
 
 # -- a directory

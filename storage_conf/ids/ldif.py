@@ -9,6 +9,7 @@ import base64
 import binascii
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import IO
 
 from squashmount.errors import DamagedError
@@ -120,23 +121,23 @@ class Ldif:
             if raw.startswith((b"# refldap", b"# search reference")):
                 self.references += 1
             return False
-        name, colon, _ = raw.partition(b":")
+        head, colon, _ = raw.partition(b":")
         if not colon:
             self._begun = True
             return True  # its colon may be in the line that continues it; if not, it is an error
-        name = name.partition(b";")[0].lower()
+        name = _name(head)
         if name == b"dn":
             self._begun = True
-        if name in self.wanted or name in _ALWAYS or not _is_name(name):
+        if not name or name in self.wanted or name in _ALWAYS:
             return True
         if not self._begun:
             raise self._damaged("belongs to no entry: there is no dn before it")
         return False
 
     def _take(self, number: int, line: bytes) -> None:
-        name, colon, value = line.partition(b":")
-        name = name.partition(b";")[0].lower()
-        if not colon or not _is_name(name):
+        head, colon, value = line.partition(b":")
+        name = _name(head)
+        if not colon or not name:
             raise self._damaged("is no `attribute: value`", number)
         if name in _NO_ENTRY and self._dn is None:
             self._say_result(number, name, value)
@@ -195,6 +196,12 @@ def read_ldif(file: IO[bytes], *, name: str, wanted: Collection[str]) -> Ldif:
     return Ldif(file, name, frozenset(attribute.lower().encode() for attribute in wanted))
 
 
-def _is_name(name: bytes) -> bool:
-    """Tell an attribute name or numeric OID (RFC 4512, 1.4); underscores are not allowed, but used."""
-    return 0 < len(name) < 256 and name.replace(b"-", b"").replace(b".", b"").replace(b"_", b"").isalnum()
+@lru_cache(256)
+def _name(head: bytes) -> bytes:
+    """Return what is before the colon in lower case without options; empty for what is no name or OID (RFC 4512, 1.4).
+
+    Underscores are not allowed, but used.
+    """
+    name = head.partition(b";")[0].lower()
+    fits = 0 < len(name) < 256 and name.replace(b"-", b"").replace(b".", b"").replace(b"_", b"").isalnum()
+    return name if fits else b""
