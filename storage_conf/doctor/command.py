@@ -85,6 +85,9 @@ def add(commands: Any) -> None:
     parser.add_argument("--strict", action="store_true", help="a warning counts as wrong too")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
     parser.add_argument(
+        "--baseline", metavar="FILE", default="", help="compare your ranges with what `ids baseline` kept (U54)"
+    )
+    parser.add_argument(
         "--bundle",
         metavar="FILE",
         help="write a tar.gz for who helps you: no names, no secrets; read it before you send it",
@@ -103,7 +106,9 @@ def _doctor(args: argparse.Namespace) -> int:
         from .explain import explain, print_catalogue  # noqa: PLC0415 - the catalogue is not needed to examine a node
 
         return print_catalogue() if args.catalogue else explain(args.explain, as_json=args.json)
-    report = examined(all_probes(), args.only)
+    if args.baseline and not os.path.isfile(args.baseline):
+        raise UsageError(f"There is no file {args.baseline}.", hint="squashmount-conf ids baseline save FILE makes one")
+    report = examined(all_probes(), args.only, baseline=args.baseline)
     if args.bundle:
         from .bundle import write_bundle  # noqa: PLC0415 - the same
 
@@ -120,11 +125,11 @@ def all_probes() -> tuple[Probe, ...]:
     return tuple(probe for module in modules for probe in module.PROBES)
 
 
-def examined(probes: Sequence[Probe], only: str | None = None) -> Report:
+def examined(probes: Sequence[Probe], only: str | None = None, *, baseline: str = "") -> Report:
     """Run the probes, or those that the ids in `only` belong to. UsageError for an id that no probe has."""
     chosen = chosen_probes(probes, only) if only else tuple(probes)
     ids = tuple(name for probe in chosen for name in probe.ids)
-    node = Node()
+    node = Node(baseline=baseline)
     outcome = examine(chosen, node)
     facts = dict(outcome.facts)
     return Report(

@@ -11,13 +11,15 @@ from itertools import islice
 class Node:
     """What a probe may ask of its surroundings.
 
-    `root` is put before every file of the node (/etc, /proc, /sys): `/` in earnest.
+    `root` is put before every file of the node (/etc, /proc, /sys): `/` in earnest. `baseline` is a file of
+    `squashmount-conf ids baseline` that says which ranges everybody had, or empty.
     """
 
     environ: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
     uid: int = field(default_factory=os.getuid)
     gid: int = field(default_factory=os.getgid)
     root: str = "/"
+    baseline: str = ""
 
     def path(self, name: str) -> str:
         """Return where an absolute path of the node lies."""

@@ -8,9 +8,12 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 
+from squashmount.errors import SquashmountError
+
 from .. import checks, store_checks
 from ..facts import Facts
 from ..finding import Fact, Finding, Severity, error, info, warning
+from ..ids.libsubid import Pair
 from .causes import NO_RANGES
 from .node import Node
 from .places import configuration, major, nameless_file, nearest, own_ranges, podman_version
@@ -21,6 +24,9 @@ _LITTLE_BYTES, _LITTLE_INODES = 1024 * _MIB, 20_000
 _LITTLE = {"bytes": _LITTLE_BYTES, "inodes": _LITTLE_INODES}
 _NOTHING = {"bytes": 16 * _MIB, "inodes": 100}
 """An ordinary image that is not squashed: half a gigabyte, 15,000 files."""
+
+_BASELINE_LIMIT = 256 * _MIB
+"""Bytes; 200,000 users are 40 MiB."""
 
 _SAMPLE, _SAMPLE_SECONDS = 2000, 0.5
 
@@ -217,6 +223,7 @@ def earlier(node: Node) -> Iterator[Finding]:
     uids, gids = own_ranges(node)
     if not (uids and gids) or node.uid == 0:
         return  # U07
+    yield from _since_the_baseline(node, uids, gids)
     graphroot = configuration(node).graphroot.path
     strangers: Counter[int] = Counter()
     example, looked = "", 0
@@ -236,6 +243,33 @@ def earlier(node: Node) -> Iterator[Finding]:
             id="U54",
             evidence=f"{sum(strangers.values())} of {looked} files looked at, ids {ids}; first: {example}",
         )
+
+
+def _since_the_baseline(node: Node, uids: list[Pair], gids: list[Pair]) -> Iterator[Finding]:
+    """Compare the ranges with those in a file of `ids baseline`, if one was named."""
+    if not node.baseline:
+        return
+    from ..ids import baseline  # noqa: PLC0415 - only where a file is named
+
+    try:
+        with open(node.baseline, "rb") as file:
+            old = baseline.from_text(file.read(_BASELINE_LIMIT), where=node.baseline).live().get(node.uid)
+    except (OSError, SquashmountError) as err:
+        why = "What was written down cannot be compared with what is."
+        yield warning(f"The baseline {node.baseline} cannot be read.", why, "name another", id="U54", evidence=str(err))
+        return
+    if not old:
+        return  # it is older than this user
+    now = replace(old, name=node.name, subuid=baseline.spans(uids), subgid=baseline.spans(gids))
+    for change in baseline.differences(baseline.Baseline((old,)), baseline.Baseline((now,))):
+        if change.change in {baseline.Change.MOVED, baseline.Change.SHRUNK, baseline.Change.REUSED}:
+            yield error(
+                f"Your ranges are not those of {old.since}: {change.change.value}.",
+                "Files your containers made with the old ids are nobody's now. Squashed images are not affected.",
+                "ask the site for the old range; else podman system migrate, and podman system reset",
+                id="U54",
+                evidence=str(change),
+            )
 
 
 def _mine(number: int, own: int, ranges: list[tuple[int, int]], *groups: int) -> bool:

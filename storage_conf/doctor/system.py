@@ -109,9 +109,7 @@ def versions(node: Node) -> Iterator[Finding | Fact]:
     release = node.text("/proc/sys/kernel/osrelease") or os.uname().release
     yield Fact("kernel", release.strip())
     found = {name: version_of(node, *asked) for name, *asked in ((one[0], one[0], one[1], one[2]) for one in _PROGRAMS)}
-    for name, version in found.items():
-        if version:
-            yield Fact(name, version)
+    yield Fact("programs", ", ".join(f"{name} {version}" for name, version in found.items() if version) or "none")
     numbers = re.match(r"(\d+)\.(\d+)", release)
     kernel = (int(numbers[1]), int(numbers[2])) if numbers else (0, 0)
     if kernel < _KERNEL_OVERLAY:

@@ -3,15 +3,17 @@
 import fcntl
 import json
 import os
+import re
 import resource
 import subprocess
 import tarfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
 from lab import Done, Node, User, run
+from squashmount.storage_conf.ids.baseline import Baseline, Record, as_text
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.needs_fuse, pytest.mark.needs_podman]
 
@@ -256,6 +258,26 @@ def test_u54_layers_of_another_range(node: Node) -> None:
     assert f"1 of 3 files looked at, ids {start + 33}" in answer.wrong["U54"]["evidence"]
 
 
+def test_u54_against_a_baseline(node: Node, lab: Path) -> None:
+    command = str(node.product / "bin/squashmount-conf")
+    kept = lab / "baseline"
+    start = node.user.uid * 100000
+    ids = ((start, 65536),)
+    old = Baseline((Record(node.user.uid, node.user.name, ids, ids, "2024-01-01"),), "2024-01-01")
+    kept.write_text(as_text(old))
+    only = (command, "doctor", "--json", "--only", "U54", "--baseline", str(kept))
+    assert json.loads(node.run(*only).ok())["findings"] == []
+    with changed("/etc/subuid", f"{node.user.name}:{start}:", f"{node.user.name}:{start + 1000000}:"):
+        done = node.run(*only)
+    (found,) = json.loads(done.out)["findings"]
+    assert done.code == 11
+    assert found["id"] == "U54"
+    assert found["what"].endswith(": moved.")
+    kept.write_text("{}")
+    assert "cannot be read" in node.run(*only).out
+    assert node.run(*only[:-1], "/nowhere").code == 2
+
+
 @contextmanager
 def changed(path: str, old: str, new: str) -> Iterator[None]:
     """Replace text in a file of the lab's /etc."""
@@ -278,7 +300,7 @@ def test_session_all_well(node: Node) -> None:
     assert answer.facts["/dev/fuse"] == "opens"
     assert answer.facts["kernel"] == os.uname().release
     for program in ("crun", "fuse-overlayfs", "mksquashfs", "squashfuse_ll"):
-        assert answer.facts[program][0].isdigit(), answer.facts
+        assert re.search(rf"\b{program} \d", answer.facts["programs"]), answer.facts
 
 
 def test_podman_is_not_asked_where_it_would_make_something(node: Node) -> None:
@@ -526,3 +548,78 @@ def test_a_bundle_of_a_real_user(node: Node) -> None:
     assert "USER:" in parts["subuid"]
     assert json.loads(parts["doctor.json"])["checked"] == ["U40", "U42"]
     assert node.run(*command).code == 2
+
+
+def whole_doctor(node: Node, **environ: str) -> set[str]:
+    """Return severity and id of every error and warning of the whole doctor."""
+    words = [f"{key}={value}" for key, value in environ.items()]
+    done = node.run("env", *words, str(node.product / "bin/squashmount-conf"), "doctor", "--json")
+    findings = json.loads(done.out)["findings"]
+    return {f"{one['severity']} {one['id']}" for one in findings if one["severity"] != "info"}
+
+
+@contextmanager
+def a_closed_device(_node: Node) -> Iterator[None]:
+    Path("/dev/fuse").chmod(0o600)
+    try:
+        yield
+    finally:
+        Path("/dev/fuse").chmod(0o666)
+
+
+@contextmanager
+def a_held_lock(node: Node) -> Iterator[None]:
+    with (make_store(node, "store") / "overlay-images/images.lock").open("r+b") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def a_missing_store(node: Node) -> Iterator[None]:
+    run("rm", "-r", str(make_store(node, "store"))).ok()
+    yield
+
+
+@contextmanager
+def a_closed_graphroot(node: Node) -> Iterator[None]:
+    os.chown(node.graphroot, 0, 0)
+    yield
+
+
+@contextmanager
+def an_earlier_pause_process(node: Node) -> Iterator[None]:
+    node.podman("unshare", "true").ok()
+    start = node.user.uid * 100000
+    with changed("/etc/subuid", f"{node.user.name}:{start}:", f"{node.user.name}:{start + 70000}:"):
+        yield
+        node.podman("system", "migrate").ok()
+
+
+@contextmanager
+def an_open_runtime_directory(node: Node) -> Iterator[None]:
+    node.runtime.chmod(0o755)
+    yield
+
+
+@pytest.mark.parametrize(
+    ("fault", "expected"),
+    [
+        (lambda node: mounted(node, "tmpfs", "size=4m"), "error U41"),
+        (lambda node: mounted(node, "tmpfs", "size=2g,nr_inodes=1"), "error U41"),
+        (lambda node: mounted(node, "ramfs", "mode=700"), "warning U45"),
+        (lambda _node: in_its_place("/usr/bin/newuidmap"), "error U20"),
+        (lambda _node: in_its_place("/usr/bin/fusermount3"), "warning U71"),
+        (a_closed_device, "error U70"),
+        (a_held_lock, "error S03"),
+        (a_missing_store, "error S02"),
+        (a_closed_graphroot, "error U40"),
+        (an_earlier_pause_process, "error U51"),
+        (an_open_runtime_directory, "warning U50"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_one_cause_has_one_name(
+    node: Node, fault: Callable[[Node], AbstractContextManager[None]], expected: str
+) -> None:
+    with fault(node):
+        assert whole_doctor(node) == {expected}
