@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -12,13 +13,14 @@ from squashmount.process import run
 from ..doctor.node import Node
 from ..finding import exit_code, summary
 from ..options import EPILOG
+from . import baseline
 from .checks import CHECKS, run_checks
 from .directory_schema import normal_dn
 from .ldap_search import Search
 from .ranges import Range
 from .site import Formula, Site, survey
 from .source_options import add_source, read_source, search
-from .verdict import Verdict
+from .verdict import Verdict, shortened
 
 FORMAT = 1
 """Of the JSON object; it grows with keys, and changes when one means something else."""
@@ -36,6 +38,7 @@ def add(commands: Any) -> None:
     )
     add_source(parser)
     parser.add_argument("--formula", metavar="BASE:COUNT:UID_MIN", help="ranges begin at BASE + (uid-UID_MIN)*COUNT")
+    parser.add_argument("--baseline", metavar="FILE", help="what ranges were: one that moved or shrank is an error")
     parser.add_argument(
         "--probe-write",
         action="store_true",
@@ -54,9 +57,21 @@ def _check(args: argparse.Namespace) -> int:
     site = survey(inventory, Node(root=args.root), search=asked, formula=formula)
     if args.probe_write:
         site = _with_probe(site)
-    verdicts = [verdict for verdict in run_checks(site) if not only or verdict.finding.id in only]
+    verdicts = [*run_checks(site), *(_since(site, args.baseline) if args.baseline else ())]
+    verdicts = [verdict for verdict in verdicts if not only or verdict.finding.id in only]
     say(json.dumps(_as_json(site, verdicts), indent=2) if args.json else _as_text(site, verdicts))
     return exit_code((verdict.finding for verdict in verdicts), strict=args.strict)
+
+
+def _since(site: Site, path: str) -> Iterator[Verdict]:
+    """A13: no range moved or shrank, and none of somebody else was given away."""
+    old = baseline.load(path)
+    known = [item for item in site.inventory.ranges if site.owners.uid(item.owner) is not None]  # the others: A01, A05
+    accounts = (*site.inventory.accounts, *site.local.accounts)
+    new = baseline.current(known, accounts, today="", source=site.inventory.source)
+    for finding in baseline.findings(baseline.differences(old, new), paths=("$HOME/.local/share/containers",)):
+        items = tuple(finding.evidence.split("\n"))
+        yield Verdict(replace(finding, evidence=shortened(items)), items)
 
 
 def _formula(text: str) -> Formula:
@@ -71,9 +86,10 @@ def _formula(text: str) -> Formula:
 
 def _only(text: str | None) -> set[str]:
     chosen = {word.strip().upper() for word in (text or "").split(",") if word.strip()}
-    unknown = chosen - {name for name, _ in CHECKS}
+    known = sorted({"A13", *(name for name, _ in CHECKS)})
+    unknown = chosen.difference(known)
     if unknown:
-        raise UsageError(f"There is no check {min(unknown)}.", hint=", ".join(name for name, _ in CHECKS))
+        raise UsageError(f"There is no check {min(unknown)}.", hint=", ".join(known))
     return chosen
 
 

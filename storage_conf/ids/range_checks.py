@@ -6,18 +6,12 @@ from itertools import chain
 
 from ..finding import error, info, warning
 from .ranges import ENOUGH, IDS_END, KINDS, Kind, Overlap, Range, holders, overlaps
+from .reserved import WINDOWS
 from .site import Formula, Site
 from .verdict import Verdict, about, number
 
-_WINDOWS = (
-    (0, 1000, error, "ids of the system: a container could become a service of the host"),
-    (60001, 60514, warning, "the window of systemd-homed"),
-    (61184, 65520, warning, "the window of systemd's dynamic users"),
-    (65534, 65536, error, "nobody, and the 16-bit -1"),
-    (524288, 1879048192, info, "the window of systemd's containers (systemd-nspawn --private-users=pick)"),
-    (1 << 31, IDS_END, info, "negative for programs that take ids for signed; FreeIPA gives these"),
-)
-"""Of systemd's docs/UIDS-GIDS.md. The two large ones are where sites must be: they are told, and are no fault."""
+_COMPUTED = 200000
+"""Where sssd's window for Active Directory begins: it counts only where sssd computes ids (_mapped_by_sssd)."""
 
 _NESTED = {"root", "lxd", "incus", "containers", "kubelet"}
 """Owners that are programs: their ranges are in the files of a node, also where LDAP has those of the users."""
@@ -105,16 +99,19 @@ def reserved(site: Site) -> Iterator[Verdict]:
     """A04: ranges keep out of windows that somebody else takes ids from; the large ones are only told."""
     for kind in KINDS:
         ranges = site.inventory.of(kind)
-        for start, end, make, whose in _WINDOWS:
-            inside = [item for item in ranges if item.start < end and item.end > start and item.count > 0]
+        for window in WINDOWS:
+            if window.start in {_COMPUTED, IDS_END}:  # what reaches 2^32-1 is a fault of its line: A01
+                continue
+            make = error if window.hard else info  # sites must be in one of the large ones: told, and no fault
+            inside = [item for item in ranges if item.count > 0 and window.meets(item.start, item.end)]
             yield from about(
                 make,
                 "A04",
-                f"{number(len(inside), 'range')} of sub{kind}s in {start}-{end - 1}.",
-                f"That is {whose}.",
-                "choose ranges elsewhere" if make is not info else "nothing, if no such program runs on these nodes",
+                f"{number(len(inside), 'range')} of sub{kind}s in {window.start}-{window.end - 1}.",
+                f"They are for: {window.name} ({window.source}).",
+                "choose ranges elsewhere" if window.hard else "nothing, if no such program runs on these nodes",
                 # nobody wants a list of all users for what is no fault
-                inside if make is not info else _extent(inside),
+                inside if window.hard else _extent(inside),
             )
         yield from _mapped_by_sssd(site, ranges, kind)
         yield from _nested(site, ranges, kind)
