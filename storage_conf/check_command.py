@@ -11,6 +11,7 @@ from squashmount.mountinfo import read_mounts
 
 from .checks import run_checks
 from .facts import Facts, gather
+from .file_checks import check_file
 from .finding import Finding, exit_code, summary
 from .generate import SITE_STORAGE
 from .options import EPILOG, add_scope
@@ -22,6 +23,12 @@ def add(commands: Any) -> None:
     parser = add_command(
         commands, "check", "say what in the present files would not work, and why", _check, epilog=EPILOG
     )
+    parser.add_argument(
+        "files",
+        nargs="*",
+        metavar="FILE",
+        help="storage.conf, containers.conf or site.toml: look at these alone, with lines",
+    )
     add_scope(parser)
     parser.add_argument("--storage-conf", metavar="FILE", help="look at this file as the user's own storage.conf")
     parser.add_argument("--strict", action="store_true", help="a warning counts as wrong too")
@@ -29,6 +36,8 @@ def add(commands: Any) -> None:
 
 
 def _check(args: argparse.Namespace) -> int:
+    if args.files:
+        return _check_files(args)
     facts = gather(_machine_to_check(args), read_mounts())
     findings = run_checks(facts)
     if args.json:
@@ -38,6 +47,30 @@ def _check(args: argparse.Namespace) -> int:
             say(str(finding))
         say(_summary(facts, findings))
     return exit_code((finding for _, finding in findings), strict=args.strict)
+
+
+def _check_files(args: argparse.Namespace) -> int:
+    if args.site or args.storage_conf:
+        raise UsageError("--site and --storage-conf are for the files Podman reads; FILE is looked at alone.")
+    machine = Machine(dict(os.environ), os.getuid(), checked_major(args.podman))
+    checked = [check_file(path, machine) for path in args.files]
+    findings = [finding for one in checked for _, finding in one.findings]
+    if args.json:
+        files = [
+            {
+                "path": one.path,
+                "kind": one.kind,
+                "findings": [{"line": line, **finding.as_json()} for line, finding in one.findings],
+            }
+            for one in checked
+        ]
+        say(json.dumps({"podman": machine.podman, "files": files}, indent=2))
+    else:
+        for finding in findings:
+            say(str(finding))
+        kinds = ", ".join(f"{one.path} ({one.kind})" for one in checked)
+        say(f"Podman {machine.podman}, {kinds}: {summary(findings)}")
+    return exit_code(findings, strict=args.strict)
 
 
 def _machine_to_check(args: argparse.Namespace) -> Machine:

@@ -7,12 +7,18 @@ from typing import Any
 
 from squashmount.command_line import run_command
 
-from . import check_command, generate_command
+from . import check_command, explain_command, generate_command
 from .doctor import command as doctor_command
 from .ids import command as ids_command
 from .options import EPILOG, PROGRAM
 
-COMMANDS: list[Callable[[Any], None]] = [generate_command.add, check_command.add, doctor_command.add, ids_command.add]
+COMMANDS: list[Callable[[Any], None]] = [
+    generate_command.add,
+    check_command.add,
+    explain_command.add,
+    doctor_command.add,
+    ids_command.add,
+]
 """What adds each command, or family of commands, to the parser."""
 
 

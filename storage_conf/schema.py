@@ -4,7 +4,7 @@ Podman ignores an unknown key (4 and 5 warn, 6 says it at debug level only) and 
 """
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 _STORAGE: dict[str, type] = {
@@ -53,7 +53,7 @@ _OVERLAY: dict[str, type] = dict.fromkeys(
     ),
     str,
 )
-_TABLES: dict[tuple[str, ...], dict[str, type]] = {
+TABLES: dict[tuple[str, ...], dict[str, type]] = {
     (): {"storage": dict},
     ("storage",): _STORAGE,
     ("storage", "options"): _OPTIONS,
@@ -62,24 +62,29 @@ _TABLES: dict[tuple[str, ...], dict[str, type]] = {
 _NAMES = {str: "a string in quotes", bool: "true or false", int: "a number", list: "a list", dict: "a table"}
 
 
-def unknown_keys(data: dict[str, Any]) -> Iterator[tuple[str, str]]:
+Tables = Mapping[tuple[str, ...], Mapping[str, type]]
+
+
+def unknown_keys(data: dict[str, Any], tables: Tables = TABLES) -> Iterator[tuple[str, str]]:
     """Yield each key Podman would ignore, with what was probably meant (or empty)."""
-    for path, table, known in _tables(data):
+    for path, table, known in _tables(data, tables):
         for key in table:
             if key not in known:
-                yield ".".join((*path, key)), _meant(key, path)
+                yield ".".join((*path, key)), _meant(key, path, tables)
 
 
-def wrong_types(data: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def wrong_types(data: dict[str, Any], tables: Tables = TABLES) -> Iterator[tuple[str, str]]:
     """Yield each key whose value Podman refuses, with what it wants."""
-    for path, table, known in _tables(data):
+    for path, table, known in _tables(data, tables):
         for key, value in table.items():
-            if key in known and type(value) is not known[key]:
+            if known.get(key, object) not in {object, type(value)}:
                 yield ".".join((*path, key)), _NAMES[known[key]]
 
 
-def _tables(data: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], dict[str, Any], dict[str, type]]]:
-    for path, known in _TABLES.items():
+def _tables(
+    data: dict[str, Any], tables: Tables
+) -> Iterator[tuple[tuple[str, ...], dict[str, Any], Mapping[str, type]]]:
+    for path, known in tables.items():
         table: Any = data
         for name in path:
             table = table.get(name, {}) if isinstance(table, dict) else {}
@@ -87,9 +92,9 @@ def _tables(data: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], dict[str, A
             yield path, table, known
 
 
-def _meant(key: str, path: tuple[str, ...]) -> str:
-    for other in (path, *_TABLES):
-        near = difflib.get_close_matches(key.lower(), _TABLES[other], n=1, cutoff=0.8)
+def _meant(key: str, path: tuple[str, ...], tables: Tables) -> str:
+    for other in (path, *tables):
+        near = difflib.get_close_matches(key.lower(), tables[other], n=1, cutoff=0.8)
         if near:
             return ".".join((*other, near[0]))
     return ""
