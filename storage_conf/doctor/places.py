@@ -20,14 +20,21 @@ NEWEST = 5
 """The Podman whose rules are taken where none answers."""
 
 
+_NOWHERE = b'[storage]\ndriver = "overlay"\ngraphroot = "/nonexistent"\nrunroot = "/nonexistent"\n'
+
+
 def podman_version(node: Node) -> str:
     """Return what the installed Podman calls itself ("4.3.1"); empty where it does not answer in 2 s."""
     # it reads its files even for --version and fails on a broken one, which is what is to be explained
-    nothing = {"CONTAINERS_STORAGE_CONF": os.devnull, "CONTAINERS_CONF": os.devnull}
+    file = os.memfd_create("storage.conf")
     try:
-        out = run("podman", "--version", env={**node.environ, **nothing}, timeout=2.0)
+        os.write(file, _NOWHERE)
+        files = {"CONTAINERS_STORAGE_CONF": f"/proc/self/fd/{file}", "CONTAINERS_CONF": os.devnull}
+        out = run("podman", "--version", env={**node.environ, **files}, timeout=2.0, pass_fds=[file])
     except ToolError:
         return ""
+    finally:
+        os.close(file)
     found = re.search(r"version (\d+\.\d+\S*)", out)
     return found[1] if found else ""
 

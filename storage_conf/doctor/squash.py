@@ -60,7 +60,8 @@ def _from_error(err: SquashmountError, name: str, why: str) -> Finding:
 
 def _state(node: Node, config: Config, *, outside: bool) -> Iterator[Finding | Fact]:
     """Look at the state directory without making it: it is made by the first container."""
-    path = config.runtime_dir.replace("$UID", str(node.uid)) or os.path.join(node.runtime_dir, "squashmount")
+    default = node.runtime_dir or (f"/run/user/{node.uid}" if node.uid else "/run")
+    path = config.runtime_dir.replace("$UID", str(node.uid)) or os.path.join(default, "squashmount")
     yield Fact("state of the servers", path)
     if not os.path.isdir(path) or not outside:
         return

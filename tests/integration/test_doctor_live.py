@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
-from lab import Done, Node, User, run
+from lab import Done, Node, User, root_user, run
 from squashmount.storage_conf.ids.baseline import Baseline, Record, as_text
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.needs_fuse, pytest.mark.needs_podman]
@@ -534,6 +534,18 @@ def test_the_whole_doctor_is_fast_and_content(node: Node) -> None:
     wrong = [one for one in answer["findings"] if one["severity"] != "info"]
     assert wrong == []
     assert answer["skipped"] == {}
+
+
+def test_root_is_examined_as_well(product: Path, lab: Path) -> None:
+    home = root_user(lab).home
+    before = Path("/proc/mounts").read_text()
+    environ = {"PATH": os.environ["PATH"], "HOME": str(home), "USER": "root"}
+    done = run(str(product / "bin/squashmount-conf"), "doctor", "--json", env=environ)
+    answer = json.loads(done.ok())
+    assert [one for one in answer["findings"] if one["severity"] == "error"] == []
+    assert "FUSE and kernel overlay" in answer["facts"]["self-test"]
+    assert answer["facts"]["state of the servers"] == "/run/squashmount"
+    assert Path("/proc/mounts").read_text() == before
 
 
 def test_a_bundle_of_a_real_user(node: Node) -> None:
