@@ -20,7 +20,7 @@ from .ldif import Entry, read_ldif
 
 _HINTS = {
     3: "the server's time limit; ask with a bind that has none (`--bind`), or add an index on objectClass",
-    4: "the server's size limit counts for paged searches too (OpenLDAP: size.prtotal); ask with a bind that has none",
+    4: "ask page by page (--page 1000); where that is limited, too (OpenLDAP: size.prtotal), with a bind that is not",
     8: "the server wants TLS or authentication: `--starttls`, `--bind DN`, or a Kerberos ticket (kinit)",
     10: "the server refers to another one: name that with --uri",
     11: "the server's administrative limit; ask with a bind that has none (`--bind`)",
@@ -166,7 +166,14 @@ def _connection(search: Search) -> Any:
             secret = file.read()
     begin = ldap3.AUTO_BIND_TLS_BEFORE_BIND if search.starttls else ldap3.AUTO_BIND_NO_TLS
     return ldap3.Connection(
-        server, search.bind or None, secret, auto_bind=begin, read_only=True, receive_timeout=int(search.seconds)
+        server,
+        search.bind or None,
+        secret,
+        auto_bind=begin,
+        read_only=True,
+        receive_timeout=int(search.seconds) or 1,
+        check_names=False,
+        return_empty_attributes=False,
     )
 
 

@@ -108,7 +108,7 @@ def reserved(site: Site) -> Iterator[Verdict]:
                 make,
                 "A04",
                 f"{number(len(inside), 'range')} of sub{kind}s in {window.start}-{window.end - 1}.",
-                f"They are for: {window.name} ({window.source}).",
+                f"{window.name[0].upper()}{window.name[1:]} ({window.source}).",
                 "choose ranges elsewhere" if window.hard else "nothing, if no such program runs on these nodes",
                 # nobody wants a list of all users for what is no fault
                 inside if window.hard else _extent(inside),
