@@ -1,0 +1,108 @@
+"""Every id of the doctor is shown by a fault that was made for real: here is where, and those that were missing.
+
+The fault is of the machine, the login, the files or the directory; a test that puts a file tree in the node's place
+(tests/unit) does not count.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from lab import User, make_user, run
+from seccomp_filter import FCHOWN, refused
+from squashmount.storage_conf.doctor.command import all_probes
+
+pytestmark = [pytest.mark.needs_root, pytest.mark.needs_fuse, pytest.mark.needs_podman]
+
+SHOWN = {
+    "test_doctor_ldap.py": (
+        *("U01", "U02", "U03", "U04", "U05", "U07", "U08", "U09", "U11", "U13", "U14", "U20", "U21", "U50", "U51"),
+        "U54",
+    ),
+    "test_doctor.py": ("U06", "U10", "U12", "U15", "U22", "U23", "U24", "U30", "U31"),
+    "test_doctor_live.py": (
+        *("U40", "U41", "U42", "U43", "U45", "U46", "U52", "U53", "U61", "U70", "U71", "U80", "U81", "U82"),
+        *("S01", "S02", "S03", "S04", "S05", "S07", "S08"),
+    ),
+    "test_doctor_ids.py": ("U44", "U60", "S06"),
+}
+NOT_SHOWN: dict[str, str] = {}
+"""Id: why no test can make the fault here."""
+
+
+def test_every_id_is_shown() -> None:
+    ids = sorted(name for probe in all_probes() for name in probe.ids)
+    told = sorted([*NOT_SHOWN, *(name for names in SHOWN.values() for name in names)])
+    assert told == ids
+    for file, names in SHOWN.items():
+        text = (Path(__file__).parent / file).read_text()
+        asserted = set(
+            re.findall(r'"(?:error |warning |info )?([US][0-9]{2})"', text.partition("NOT_SHOWN")[2] or text)
+        )
+        assert not set(names) - asserted, file
+
+
+@pytest.fixture(scope="module")
+def frida(lab: Path) -> User:
+    return make_user(lab, "frida", 2044)
+
+
+def doctor(frida: User, product: Path, *around: str, **environ: str) -> set[str]:
+    """Return what the doctor finds, but what the lab has anyway: a filter is told, and cgroups without controllers."""
+    full = {"PATH": "/usr/bin:/bin", "HOME": str(frida.home), "USER": frida.name, **environ}
+    full |= {"XDG_RUNTIME_DIR": f"/run/user/{frida.uid}"}
+    words = [f"{name}={value}" for name, value in full.items()]
+    become = ("setpriv", f"--reuid={frida.uid}", f"--regid={frida.gid}", "--init-groups", "env", "-i", *words)
+    done = run(*around, *become, str(product / "bin/squashmount-conf"), "doctor", "--json", cwd=str(frida.home))
+    assert done.out, done.err
+    return {f"{one['severity']} {one['id']}" for one in json.loads(done.out)["findings"]} - {"info U23", "info U61"}
+
+
+@contextmanager
+def system_file(text: str) -> Iterator[None]:
+    """Put a storage.conf into the lab's /etc."""
+    path = Path("/etc/containers/storage.conf")
+    before = path.read_bytes() if path.exists() else None
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+    try:
+        yield
+    finally:
+        if before is None:
+            path.unlink()
+        else:
+            path.write_bytes(before)
+
+
+_SYSTEM = (
+    '[storage]\ndriver = "overlay"\ngraphroot = "/var/lib/containers/storage"\nrunroot = "/run/containers/storage"\n'
+)
+
+
+def test_all_is_well(frida: User, product: Path) -> None:
+    with system_file(_SYSTEM):
+        assert doctor(frida, product) == set()
+
+
+def test_u44_chown_is_refused_as_by_a_server(frida: User, product: Path) -> None:
+    with system_file(_SYSTEM):
+        assert doctor(frida, product, *refused(FCHOWN)) == {"error U44"}
+
+
+def test_u60_no_cgroups_of_version_2(frida: User, product: Path) -> None:
+    hidden = 'mount -t tmpfs -o mode=755 cgroup /sys/fs/cgroup && mkdir /sys/fs/cgroup/memory && exec "$@"'
+    around = ("unshare", "--mount", "--propagation", "private", "sh", "-c", hidden, "sh")
+    with system_file(_SYSTEM):
+        assert doctor(frida, product, *around) == {"warning U60"}
+
+
+def test_s06_a_store_of_the_system_that_users_do_not_get(frida: User, product: Path, lab: Path) -> None:
+    store = lab / "system-store"
+    store.mkdir()
+    with system_file(f'{_SYSTEM}[storage.options]\nadditionalimagestores = ["{store}"]\n'):
+        assert doctor(frida, product) == {"warning S06"}
+    os.rmdir(store)
