@@ -305,6 +305,10 @@ def _of_grant(grant: Grant) -> Obstacle:
     return Obstacle(grant.start, grant.start + grant.count, grant.account.name, "A02")
 
 
+def _users(number: int) -> str:
+    return f"{number:,} user{'s' * (number != 1)}"
+
+
 def _named(users: Sequence[Account]) -> str:
     names = ", ".join(f"{user.name} ({user.uid})" for user in users[:SHOWN])
     return names + (f" and {len(users) - SHOWN:,} more" if len(users) > SHOWN else "")
@@ -312,7 +316,7 @@ def _named(users: Sequence[Account]) -> str:
 
 def _beyond(rule: Rule, users: Sequence[Account]) -> Finding:
     return error(
-        f"{len(users):,} users have uids whose range does not fit below {rule.end}: "
+        f"no range for {_users(len(users))}, because it would not fit below {rule.end}: "
         f"the first uid that does not is {rule.uid_end}",
         f"{rule} is not wrapped around: two users would share ids.",
         f"a lower BASE or a higher UID_MIN in --formula, or --next-free, which suits uids as high as {users[-1].uid}",
@@ -323,7 +327,7 @@ def _beyond(rule: Rule, users: Sequence[Account]) -> Finding:
 
 def _full(rule: Rule, users: Sequence[Account]) -> Finding:
     return error(
-        f"{len(users):,} users find no free range of {rule.count} ids between {rule.base} and {rule.end - 1}",
+        f"no range for {_users(len(users))}: none of {rule.count} ids is free between {rule.base} and {rule.end - 1}",
         "Every place is taken, also by what was retired.",
         "a lower BASE in --formula, or a site-wide clean-up of files that carry retired ids",
         id="A14",
@@ -335,7 +339,7 @@ _BLOCKED = {
     "A02": ("belong to another range", "two users with common ids can read and change each other's files"),
     "A03": ("are real ids", "whoever has them in his range can act as their owner, also on NFS"),
     "A04": ("are reserved", "a program or the kernel uses them for something else"),
-    "A13": ("belonged to somebody else", "his files still carry them, and would be the new owner's"),
+    "A13": ("belonged to somebody else", "files still carry them, and would be the new owner's"),
 }
 
 
@@ -344,7 +348,7 @@ def _blocked(check: str, hits: Sequence[tuple[Account, Obstacle]]) -> Finding:
     lines = [f"{user.name} ({user.uid}) would take {hit.what}" for user, hit in hits[:SHOWN]]
     lines += [f"and {len(hits) - SHOWN:,} more"] if len(hits) > SHOWN else []
     return error(
-        f"{len(hits):,} users get no range, because the formula's ids {what}",
+        f"no range for {_users(len(hits))}, because the formula's ids {what}",
         why[0].upper() + why[1:] + ".",
         "another BASE in --formula, or --next-free, which goes around what is taken",
         id=check,
@@ -359,7 +363,7 @@ def _soft_windows(grants: Sequence[Grant]) -> Iterator[Finding]:
             continue
         say = info if window.start >= 2**31 else warning
         yield say(
-            f"{len(inside):,} of the new ranges lie in {window.start}-{window.end - 1}: {window.name}",
+            f"new ranges in {window.start}-{window.end - 1} ({window.name}): {len(inside):,}",
             f"They are somebody else's where that is in use ({window.source}).",
             "nothing, if no node uses it; else another BASE in --formula",
             id="A04",

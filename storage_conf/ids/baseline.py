@@ -334,40 +334,40 @@ def _is_span(value: Any) -> bool:
 # -- what it means
 
 _MEANING = {
-    Change.ADDED: (Severity.INFO, "have ranges that they had not", "New users.", "ids baseline save"),
+    Change.ADDED: (Severity.INFO, "with ranges where there was none", "New users.", "ids baseline save"),
     Change.GROWN: (
         Severity.INFO,
-        "have more ids than they had, behind the old ones",
+        "with more ids than before, behind the old ones",
         "Files keep their owners; running namespaces keep the old map.",
         "each of them: podman system migrate; then ids baseline save",
     ),
     Change.REMOVED: (
         Severity.WARNING,
-        "have no range any more",
+        "without the range that was there",
         "Files in their images and containers belong to ids that nobody can map; the ranges must never be given away.",
         "ids baseline save --accept, which keeps the ranges as retired; remove what is at PATHS",
     ),
     Change.MOVED: (
         Severity.ERROR,
-        "have other ids than they had",
+        "with other ids than before",
         "Files made with the old ids show as nobody (65534) in the namespace, and cannot be read, changed or removed.",
         "give them the old ranges back; or remove what is at PATHS with the old map (podman system reset)",
     ),
     Change.SHRUNK: (
         Severity.ERROR,
-        "have fewer ids than they had",
+        "with fewer ids than before",
         "Files of the ids that are gone show as nobody (65534) in the namespace, and cannot be changed or removed.",
         "give them the old ranges back; or remove what is at PATHS with the old map (podman system reset)",
     ),
     Change.REUSED: (
         Severity.ERROR,
-        "have another name than the baseline has for their uid",
+        "with another name than the baseline has for the uid",
         "An account was renamed, or a uid was given to a new person, who owns the files of the former one then.",
         "renamed: ids baseline save --accept; else a new uid and range for the new one, and remove what is at PATHS",
     ),
     Change.REISSUED: (
         Severity.ERROR,
-        "have ids that were somebody else's",
+        "with ids that were somebody else's",
         "Files that still carry those ids are theirs now: they can read and change them.",
         "other ranges for them: ids plan --baseline FILE goes around what was ever given",
     ),
@@ -389,11 +389,12 @@ def findings(changes: Iterable[Difference], *, paths: Iterable[str]) -> list[Fin
         severity, what, why, fix = _MEANING[change]
         users = by_change[change]
         lines = [str(one) for one in users]
+        noun = "users" if len(users) > 1 else "user"
         at_risk = change in (Change.MOVED, Change.SHRUNK, Change.REUSED, Change.REMOVED)
         if at_risk:
             lines = [f"{one}; at risk: {', '.join(_places(one, paths))}" for one in users]
         fix = fix.replace("PATHS", "the paths above")
-        made.append(Finding(severity, f"{len(users):,} users {what}", why, fix, "A13", "\n".join(lines)))
+        made.append(Finding(severity, f"{len(users):,} {noun} {what}", why, fix, "A13", "\n".join(lines)))
     return made
 
 

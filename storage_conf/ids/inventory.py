@@ -14,7 +14,7 @@ from .directory_schema import Directory, Schema, normal_dn
 from .ldif import Entry
 from .lint import lint
 from .newuidmap import DEBIAN_13, RefusedFileError, Version, read_lines
-from .ranges import Account, Group, Kind, Range
+from .ranges import IDS_END, Account, Group, Kind, Range
 
 LIMIT = 1_000_000
 """Ranges, accounts, groups and faults of one source, each: 32-bit ids have room for 65,535 users with 65,536 ids."""
@@ -233,8 +233,9 @@ def _file_ranges(file: BinaryIO, path: str, kind: Kind, version: Version, flaws:
             if number == LIMIT:
                 raise DamagedError(f"{path} has more than {LIMIT} ranges.", hint="is this a file of ranges?")
             # the rest maps nothing for anybody, and the linter has named it
-            if line.count and line.start < 2**32 and not re.search(r"\s", line.owner):
-                yield Range(readable(line.owner), line.start, line.count, kind, path, line.number)
+            count = IDS_END if line.start == line.count == 0 else line.count  # 0:0 is every id (newuidmap.Line.holds)
+            if count and line.start < 2**32 and not re.search(r"\s", line.owner):
+                yield Range(readable(line.owner), line.start, count, kind, path, line.number)
     except RefusedFileError as err:
         flaws.append(Flaw("refused", path, f"newuidmap refuses the file: {err}"))
 

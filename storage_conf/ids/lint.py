@@ -103,6 +103,9 @@ def _fields(line: bytes) -> _Found | None:
         if not _is_number(text):
             return _no_number(label, text)
     start, count = int(fields[1]), int(fields[2])
+    if start == count == 0:
+        what = "is 0:0, which newuidmap takes for every id there is: the user can become root of the host"
+        return "everything", what, "remove the line at once"
     if count == 0:
         return "zero", "has the count 0", "write 65536, or remove the line"
     if start + count > LAST_END:

@@ -60,7 +60,7 @@ def test_the_plan_is_added_and_then_nothing_is_left_to_do(
     said = json.loads(done)
     assert (said["kept"], said["new"]) == (OLD + NEW, [])
     assert (
-        f"info A13: {NEW} users have ranges that they had not"
+        f"info A13: {NEW} users with ranges where there was none"
         in ids(product, slapd, schema, "baseline", "diff", baseline).ok()
     )
     # the accounts that got one are those of the formula, as the directory has it for the others
@@ -83,6 +83,6 @@ def test_what_is_moved_in_the_directory_is_an_error_with_names_and_paths(
     slapd.move(moved, FIRST_RANGE + (OLD + 7) * COUNT)
     done = ids(product, slapd, "freeipa", "baseline", "diff", baseline)
     assert done.code == 11
-    assert "error A13: 1 users have other ids than they had" in done.out
+    assert "error A13: 1 user with other ids than before" in done.out
     assert f"{moved.name} ({moved.uid}): {FIRST_RANGE + 7 * COUNT}:{COUNT} ->" in done.out
     assert f"~{moved.name}/.local/share/containers" in done.out

@@ -88,7 +88,7 @@ def test_baseline_save_and_diff(root: Path, capsys: pytest.CaptureFixture[str]) 
     saved = file.read_bytes()
     assert conf(root, "baseline", "diff", str(file)) == 11
     out = capsys.readouterr().out
-    assert "error A13: 1 users have other ids than they had" in out
+    assert "error A13: 1 user with other ids than before" in out
     assert "at risk: /scratch/dave/1000, ~dave/.local/share/containers" in out
     assert conf(root, "baseline", "save", str(file)) == 11
     assert file.read_bytes() == saved
@@ -158,3 +158,13 @@ def test_pieces_and_places() -> None:
     assert pieces([Span(5, 1000)], Span(20, 40), 2) == [1.0, 1.0]
     assert free_places([Span(2**31, 2**31 + 65536)], Span(2**31, 2**32)) == 32766
     assert free_places([], Span(0, 2**32)) == 65534
+
+
+def test_the_line_that_grants_every_id_is_in_everybodys_way(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (root / "etc/subuid").write_text("dave:0:0\n")
+    assert conf(root, "check", "--only", "A01,A02,A03") == 11
+    said = capsys.readouterr().out
+    assert "newuidmap takes for every id there is" in said
+    assert "error A03" in said
+    assert conf(root, "plan") == 11
+    assert capsys.readouterr().out == "# /etc/subuid\n# /etc/subgid\n"

@@ -53,6 +53,7 @@ def test_what_is_right_is_left_alone(data: bytes) -> None:
         (b"dave:100000:" + b"9" * 3000, "number", "no number"),
         ("dave:\u0661\u0660:65536".encode(), "number", "no number"),
         (b"dave:100000:0", "zero", "count 0"),
+        (b"dave:0:0", "everything", "every id there is"),
         (b"dave:4294901760:65536", "overflow", "ends at 4294967295"),
         (b"dave:18446744073709551616:1", "overflow", "last id is 4294967294"),
         (b"Dave:100000:65536", "case", "the login is dave"),
