@@ -5,8 +5,8 @@ A present document is edited, not replaced: comments, order and keys that are no
 """
 
 import tomllib
-from collections.abc import Iterator, MutableMapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, MutableMapping
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Final
 
@@ -15,6 +15,8 @@ from tomlkit.exceptions import TOMLKitError
 from tomlkit.items import Array, InlineTable
 
 from squashmount.errors import UsageError
+
+from .site import Site
 
 GRAPHROOT = "/tmp/containers-$UID/storage"  # noqa: S108 - node-local on every machine; Podman makes it 0700
 RUNROOT = "/tmp/containers-$UID/run"  # noqa: S108 - the same; short, because runroot is limited to 50 characters
@@ -39,6 +41,7 @@ class StorageSettings:
     ignore_chown_errors: bool | None = None
     chown_default: bool = True
     podman: int = 5
+    site: Site = field(default_factory=Site)
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,8 @@ def _present_root(text: str, content: Content) -> str:
 def _entries(settings: StorageSettings, content: Content, present: str) -> Iterator[Entry]:
     if content is Content.CONTAINERS:
         yield from _ENGINE
+        if settings.site.hooks_dirs:
+            yield Entry(("engine",), "hooks_dir", list(settings.site.hooks_dirs), _HOOKS)
         return
     storage, options, overlay = ("storage",), ("storage", "options"), ("storage", "options", "overlay")
     graphroot = settings.graphroot or present
@@ -101,7 +106,8 @@ def _entries(settings: StorageSettings, content: Content, present: str) -> Itera
     if settings.podman < 6:
         yield Entry(storage, "rootless_storage_path", graphroot, _ROOTLESS, keep=settings.graphroot is None)
     if content is Content.STORAGE:
-        if settings.stores:
+        by_audience = any(not store.everybody for store in settings.site.stores)
+        if settings.stores or (by_audience and settings.podman < 6):
             yield Entry(options, "additionalimagestores", list(settings.stores), _STORES)
         yield Entry(overlay, "mount_program", settings.mount_program, _PROGRAM)
     ignore = settings.chown_default if settings.ignore_chown_errors is None else settings.ignore_chown_errors
@@ -120,6 +126,7 @@ _RUNROOT = "State that must not outlive a reboot. Node-local, at most 50 charact
 _ROOTLESS = "The same for rootless users where Podman 4 and 5 do not look at graphroot."
 _STORES = "Read-only stores made by migrate2scratch. Each must exist on every node, or Podman refuses every command."
 _PROGRAM = "Mounts the squash of an image; hands everything else to fuse-overlayfs."
+_HOOKS = "OCI hooks. Each directory must exist on every node, or no container starts."
 _CHOWN = 'Pull with a small or missing subuid range; squashes keep the true owners. A string: "true" or "false".'
 
 _ENGINE = (
@@ -127,6 +134,12 @@ _ENGINE = (
     Entry(("engine",), "cgroup_manager", "cgroupfs", "Batch jobs have no systemd user session to ask for a cgroup."),
     Entry(("engine",), "events_logger", "file", "No journald needed; `podman events` works in a job."),
 )
+
+
+def module_text(name: str, tables: Mapping[str, Any]) -> str:
+    """Return the containers.conf module of that name."""
+    head = f"# containers.conf(5), written by `squashmount-conf generate --site`: podman --module {name} run ...\n"
+    return head + tomlkit.dumps(tables)
 
 
 def _new(content: Content) -> tomlkit.TOMLDocument:

@@ -21,6 +21,7 @@ from .generate import SITE_STORAGE
 from .lines import Lines, line_of_error
 from .podman import Machine, expand
 from .site import Problem, problems, site_of, template_findings
+from .trusted import hooks_findings
 
 _IGNORED = "Podman ignores it; version 6 does not even say so."
 _REFUSED = "Podman refuses the whole file."
@@ -300,20 +301,6 @@ def containers(data: dict[str, Any], machine: Machine, above: tuple[str, ...] = 
             (*above, "engine", "cgroup_manager"),
             warning("cgroup_manager is systemd inside a job", why, 'cgroup_manager = "cgroupfs"'),
         )
-
-
-def hooks_findings(directory: str, trust: Trust) -> Iterator[Finding]:
-    """Yield what is wrong with a directory of OCI hooks: not there, or somebody else could put a hook into it."""
-    fix = "chown root, chmod go-w: the files, and every directory above"
-    if not os.path.isdir(directory):
-        yield error(
-            f"hooks_dir {directory} does not exist here", "Podman refuses to start containers.", f"mkdir -p {directory}"
-        )
-        return
-    for path in (directory, *sorted(entry.path for entry in os.scandir(directory) if entry.name.endswith(".json"))):
-        doubt = trust.doubt(os.path.abspath(path))
-        if doubt:
-            yield error(f"{path} is not trusted", f"A hook runs at every container start, and {doubt}.", fix)
 
 
 def _site(data: dict[str, Any], machine: Machine) -> Iterator[Problem]:

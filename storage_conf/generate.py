@@ -1,31 +1,25 @@
 """Which files to write for whom, and writing them. The texts come from `conf`."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
 from squashmount.atomic import replace_text
 from squashmount.errors import SpaceError, StoreError, UsageError
 
-from .conf import GRAPHROOT, Content, StorageSettings, merged
+from .conf import GRAPHROOT, RUNROOT, Content, StorageSettings, merged, module_text
 from .podman import DROP_IN, Machine
+from .profile_script import script
+from .trusted import hooks_findings
 
 SITE_STORAGE = "squashmount/storage.conf"
 """Below /etc/containers: the file that Podman <= 5 reads because PROFILE exports its name."""
 
 PROFILE = "/etc/profile.d/squashmount.sh"
 KEPT_SUFFIX = ".before-squashmount"
-
-_PROFILE_TEXT = """\
-# Written by `squashmount-conf generate --site`, for Podman 4 and 5 (Podman 6 has drop-ins and needs no variable).
-# A rootless user does not get additionalimagestores or mount_program from /etc/containers/storage.conf; a file
-# named in this variable is read whole. Root and users with a storage.conf of their own keep what they have.
-if [ "$(id -u)" != 0 ] && [ -z "${CONTAINERS_STORAGE_CONF:-}" ] &&
-    [ ! -e "${XDG_CONFIG_HOME:-$HOME/.config}/containers/storage.conf" ]; then
-    export CONTAINERS_STORAGE_CONF=/etc/containers/squashmount/storage.conf
-fi
-"""
+MODULES_DIR = "containers.conf.modules"
+"""Below /etc/containers: what `podman --module NAME` (4.8 and newer) reads."""
 
 
 @dataclass(frozen=True)
@@ -64,18 +58,40 @@ def plan_user(settings: StorageSettings, machine: Machine) -> tuple[Change, ...]
 def plan_site(settings: StorageSettings, prefix: str = "") -> tuple[Change, ...]:
     """Return the files of a whole node. They speak to rootless users; root's own storage stays as it is."""
     etc = prefix.rstrip("/") + "/etc/containers"
+    more = [Change(path, _read(path), text) for path, text in _texts(settings, prefix.rstrip("/"), etc)]
     if settings.podman >= 6:
         return (
             _change(f"{etc}/storage.rootless.conf.d/{DROP_IN}", settings, Content.STORAGE),
             _change(f"{etc}/containers.rootless.conf.d/{DROP_IN}", settings, Content.CONTAINERS),
+            *more,
         )
-    profile = prefix.rstrip("/") + PROFILE
     return (
         _change(f"{etc}/{SITE_STORAGE}", settings, Content.STORAGE),
         _change(f"{etc}/storage.conf", settings, Content.SYSTEM),
         _change(f"{etc}/containers.conf.d/{DROP_IN}", settings, Content.CONTAINERS),
-        Change(profile, _read(profile), _PROFILE_TEXT),
+        *more,
     )
+
+
+def _texts(settings: StorageSettings, prefix: str, etc: str) -> Iterator[tuple[str, str]]:
+    """Yield the files that are ours as a whole: the script for login shells, and modules."""
+    text = script(settings.site.stores, podman=settings.podman, base=f"/etc/containers/{SITE_STORAGE}")
+    if text:
+        yield prefix + PROFILE, text
+    for name, tables in sorted(settings.site.modules.items()):
+        yield f"{etc}/{MODULES_DIR}/{name}", module_text(name, tables)
+
+
+def require_allowed(settings: StorageSettings, machine: Machine) -> None:
+    """Refuse what site.toml forbids, and hooks that others could change: UsageError."""
+    for key, value in (("graphroot", settings.graphroot or GRAPHROOT), ("runroot", settings.runroot or RUNROOT)):
+        place = settings.site.forbids(value, machine)
+        if place:
+            hint = f"--{key} on a local disk, or [scratch] in site.toml"
+            raise UsageError(f"{key} {value} is on {place}, which the site forbids.", hint=hint)
+    for directory in settings.site.hooks_dirs:
+        for finding in hooks_findings(directory, settings.site.trust):
+            raise UsageError(f"{finding.what}.", details=finding.why, hint=finding.fix)
 
 
 def _change(path: str, settings: StorageSettings, content: Content) -> Change:

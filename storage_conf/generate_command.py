@@ -1,20 +1,24 @@
 """The command `squashmount-conf generate`."""
 
 import argparse
+import grp
 import json
 import os
+import pwd
 import shutil
 import sys
+from contextlib import suppress
 from typing import Any
 
 from squashmount.command_line import add_command, say
 from squashmount.errors import UsageError
 
 from .conf import GRAPHROOT, RUNROOT, StorageSettings
-from .generate import Change, install, left_behind, plan_site, plan_user, require_stores
+from .generate import Change, install, left_behind, plan_site, plan_user, require_allowed, require_stores
 from .options import EPILOG, add_scope
 from .podman import Machine, checked_major
 from .program import closed_to_others
+from .site import Site, load_site
 from .subuid import has_range
 
 _KEPT = (
@@ -28,6 +32,9 @@ def add(commands: Any) -> None:
     parser = add_command(commands, "generate", "print or install the files", _generate, epilog=EPILOG, more=_KEPT)
     parser.add_argument("stores", nargs="*", metavar="DIR", help="stores made by migrate2scratch, the first wins")
     add_scope(parser)
+    parser.add_argument(
+        "--from", dest="source", metavar="FILE", help="another site.toml than /etc/squashmount/site.toml"
+    )
     parser.add_argument("--prefix", default="", metavar="ROOT", help="with --site: write below this image root")
     parser.add_argument("--write", action="store_true", help="install the files instead of printing them")
     parser.add_argument("--dry-run", action="store_true", help="with --write: say what would be written")
@@ -47,7 +54,8 @@ def _generate(args: argparse.Namespace) -> int:
     if args.prefix and not args.site:
         raise UsageError("--prefix belongs to --site.")
     machine = Machine(dict(os.environ), os.getuid(), checked_major(args.podman))
-    settings = _settings(args, machine)
+    settings = _settings(args, machine, load_site(args.source))
+    require_allowed(settings, machine)
     if args.write and not args.dry_run and not args.site:
         require_stores(settings.stores)
     closed = closed_to_others(settings.mount_program) if args.site else ""
@@ -66,23 +74,42 @@ def _generate(args: argparse.Namespace) -> int:
     return 0
 
 
-def _settings(args: argparse.Namespace, machine: Machine) -> StorageSettings:
+def _settings(args: argparse.Namespace, machine: Machine, site: Site) -> StorageSettings:
     for option in ("graphroot", "runroot"):
         value = getattr(args, option)
         if value and not value.startswith(("/", "$")):
             raise UsageError(f"--{option} {value} is not an absolute path.")
         if value and "${UID}" in value:
             raise UsageError(f"--{option}: Podman fills in $UID, but ${{UID}} becomes nothing.", hint="write $UID")
-    ignore = {"yes": True, "no": False, "auto": None}[args.ignore_chown_errors]
+    ignore = {"yes": True, "no": False, "auto": site.ignore_chown_errors}[args.ignore_chown_errors]
+    of_audience = site.stores_of("", ()) if args.site else site.stores_of(_user(machine.uid), _groups())
     return StorageSettings(
-        stores=tuple(os.path.abspath(store) for store in args.stores),
-        mount_program=_mount_program(args.mount_program),
-        graphroot=args.graphroot,
-        runroot=args.runroot,
+        stores=tuple(os.path.abspath(store) for store in args.stores) or of_audience,
+        mount_program=_mount_program(args.mount_program or site.mount_program),
+        graphroot=args.graphroot or site.graphroot,
+        runroot=args.runroot or site.runroot,
         ignore_chown_errors=ignore,
         chown_default=args.site or not has_range(machine.uid),
         podman=machine.podman,
+        site=site if args.site else Site(forbidden=site.forbidden),
     )
+
+
+def _user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def _groups() -> set[str]:
+    """Return the groups of this process by name and by number."""
+    names = set()
+    for gid in {os.getgid(), *os.getgroups()}:
+        names.add(str(gid))
+        with suppress(KeyError):
+            names.add(grp.getgrgid(gid).gr_name)
+    return names
 
 
 def _mount_program(given: str | None) -> str:

@@ -39,6 +39,7 @@ NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]*")
 """A user, group or module: it goes into a shell script, or is the name of a file."""
 
 _PATH = re.compile(r"/[^\0\n\"\\]*")
+_PLAIN = re.compile(r"[\w/.+@=,:-]+")
 _KEYS: dict[str, type] = {
     "mount_program": str,
     "ignore_chown_errors": bool,
@@ -277,6 +278,12 @@ def _stores(stores: Any) -> Iterator[Problem]:
                     "It has no audience.",
                     'all = true, or groups = ["..."], users = ["..."]',
                 ),
+            )
+        if (one.get("users") or one.get("groups")) and not _PLAIN.fullmatch(path):
+            why = "Stores of some users stand in a shell script."
+            yield (
+                here,
+                error(f"the store {path} has characters that a shell reads", why, "another path, or a link to it"),
             )
         for key in ("users", "groups"):
             for name in _list(one.get(key)):

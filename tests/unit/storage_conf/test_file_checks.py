@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 from squashmount.storage_conf.cli import main
-from squashmount.storage_conf.file_checks import check_file, hooks_findings
+from squashmount.storage_conf.file_checks import check_file
 from squashmount.storage_conf.podman import Machine
+from squashmount.storage_conf.trusted import hooks_findings
 
 from squashmount.errors import UsageError
 from squashmount.trust import Trust
