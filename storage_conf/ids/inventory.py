@@ -5,6 +5,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import BinaryIO, NamedTuple
 
 from squashmount.errors import DamagedError, UsageError
@@ -18,6 +19,11 @@ from .ranges import IDS_END, Account, Group, Kind, Range
 
 LIMIT = 1_000_000
 """Ranges, accounts, groups and faults of one source, each: 32-bit ids have room for 65,535 users with 65,536 ids."""
+
+FILE_LIMIT = 128 << 20
+"""Bytes of /etc/subuid: a million lines are 30 MB."""
+
+FAULTS_LIMIT = 100_000
 
 _DECIMAL = re.compile(r"-?(0|[1-9][0-9]{0,30})", re.ASCII)
 _NO_LOGIN = ("/nologin", "/false", "/sync", "/shutdown", "/halt")
@@ -207,9 +213,15 @@ def from_files(node: Node, *, version: Version = DEBIAN_13) -> Inventory:
         with opened(node.path(path)) as file:
             if file is None:
                 continue
-            flaws += (Flaw(fault.code, f"{path}:{fault.line}", fault.what) for fault in lint(file, names=names))
-            file.seek(0)
+            if os.fstat(file.fileno()).st_size > FILE_LIMIT:
+                raise DamagedError(f"{path} has more than {FILE_LIMIT} bytes.", hint="is this a file of ranges?")
             ranges += _file_ranges(file, path, made, version, flaws)
+            file.seek(0)
+            faults = list(islice(lint(file, names=names), FAULTS_LIMIT + 1))
+            if len(faults) > FAULTS_LIMIT:
+                what = f"{path} has more than {FAULTS_LIMIT} lines that cannot be right."
+                raise DamagedError(what, details=f"the first {faults[0].what}", hint="is this a file of ranges?")
+            flaws += (Flaw(fault.code, f"{path}:{fault.line}", fault.what) for fault in faults)
     return Inventory("files", node.path("/etc"), tuple(ranges), accounts, groups, tuple(flaws))
 
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import stat
 import textwrap
 from dataclasses import replace
@@ -343,6 +344,25 @@ def test_configuration_of_a_node(tmp_path: Path) -> None:
     assert read_login_defs(node) == {"SUB_UID_COUNT": "0", "SUB_UID_MIN": "0x10000"}
     assert read_sssd(node) == {"domain/a": {"id_provider": "ipa"}}
     assert Site(LDAP, login_defs=read_login_defs(node)).number("SUB_UID_MIN", 1) == 65536
+
+
+@pytest.mark.parametrize(
+    ("text", "size", "word"),
+    [
+        ("", 1 << 30, "has more than 134217728 bytes"),
+        ("junk\n" * 100_001, 0, "has more than 100000 lines that cannot be right"),
+        ("".join(f"a{index}:7:1\n" for index in range(1_000_001)), 0, "has more than 1000000 ranges"),
+    ],
+    ids=["a gigabyte", "junk", "ranges without end"],
+)
+def test_a_file_that_is_none_of_ranges(
+    tmp_path: Path, text: str, size: int, word: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = image(tmp_path, subuid=text)
+    if size:
+        os.truncate(root / "etc/subuid", size)
+    assert cli.main(command("--root", str(root))) == 10
+    assert word in capsys.readouterr().err
 
 
 # -- the command
