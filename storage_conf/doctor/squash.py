@@ -7,6 +7,7 @@ shown · S06 the Podman at hand reads no stores · S07 the state directory · S0
 import errno
 import os
 import signal
+import sys
 import time
 from base64 import b64decode
 from collections.abc import Iterator
@@ -203,7 +204,7 @@ def _read_back() -> bool:
     """Return whether an overlay could be put on top. SquashmountError and OSError tell what failed."""
     from squashmount.server.fusemount import mount_fuse, unmount_fuse  # noqa: PLC0415 - only here
 
-    stage = next(path for path in ("/tmp", "/var/tmp", "/mnt") if os.path.isdir(path))  # noqa: S108 - covered below
+    stage = _stage()
     linux.mount("tmpfs", stage, "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, "size=1m")
     for name in ("m", "upper", "work", "merged"):
         os.mkdir(f"{stage}/{name}")
@@ -224,6 +225,14 @@ def _read_back() -> bool:
         unmount_fuse(f"{stage}/m")
         os.kill(server, signal.SIGKILL)
         os.waitpid(server, 0)
+
+
+def _stage() -> str:
+    """Return a directory to cover with a tmpfs: not one that we, or our Python, are installed below."""
+    ours = [os.path.realpath(path) + "/" for path in (__file__, sys.prefix, sys.base_prefix)]
+    places = ("/tmp", "/var/tmp", "/mnt", "/media")  # noqa: S108 - covered in our namespace only
+    free = (path for path in places if not any(own.startswith(f"{os.path.realpath(path)}/") for own in ours))
+    return next(path for path in free if os.path.isdir(path))
 
 
 def _served(fuse: int) -> int:

@@ -137,8 +137,8 @@ def _from_nss(args: argparse.Namespace) -> Inventory:
 
 
 def _with_accounts(found: Inventory, args: argparse.Namespace) -> Inventory:
-    if not args.accounts:
-        return found
+    if not args.accounts or {args.accounts, found.kind} <= {"ldap", "ldap3"}:
+        return found  # who reads ranges from the directory has its accounts already
     if args.accounts == "ldap":
         more = by_ldapsearch(search(args))
     elif args.accounts == "ldap3":
