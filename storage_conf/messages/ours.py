@@ -76,7 +76,7 @@ MESSAGES: tuple[Message, ...] = (
         "The squash file {file} is damaged.",
         "squashmount: The squash file image.squashfs is damaged.",
         "Its bytes contradict the format: an interrupted copy, a truncated file.",
-        "migrate2scratch verify DIR; then squash it again: migrate2scratch mig --again IMAGE DIR",
+        "migrate2scratch verify DIR; then migrate2scratch rmi IMAGE DIR and mig IMAGE DIR",
     ),
     Message(
         "is not a squash file this program can mount.",
@@ -241,7 +241,7 @@ MESSAGES: tuple[Message, ...] = (
         "migrate2scratch: The new squash file differs from the image.",
         "The squash was read back and does not hold what the image holds: a faulty mksquashfs, or files that changed "
         "meanwhile. Nothing was published.",
-        "again; else another mksquashfs: --mksquashfs PATH",
+        "again; else another mksquashfs, first on PATH",
     ),
     Message(
         "podman system service did not start.",

@@ -92,7 +92,8 @@ def test_a_site_from_one_file(local: Path, store: Path, busybox: str, product: P
     explained = login(frank, f"{command} explain linger")
     assert explained.startswith("linger = 1.0  # /etc/squashmount/site.toml:4\n")
     if "--module" in run("podman", "--help").out:
-        assert login(frank, f"podman --module hpc run --rm --network=host {busybox} printenv FROM_MODULE") == "yes"
+        said = login(frank, f"podman --module hpc run --rm --network=host {busybox} sh -c 'echo $FROM_MODULE'")
+        assert said == "yes"
     modules = Path("/etc/containers/containers.conf.modules/hpc")
     run(command, "check", "--strict", str(modules)).ok()
 

@@ -180,6 +180,15 @@ def test_hooks_that_others_can_change(tmp_path: Path) -> None:
     (hooks / "a.json").chmod(0o666)
     (finding,) = hooks_findings(str(hooks), Trust((os.getuid(),)))
     assert "can be written by everybody" in finding.why
+    (hooks / "a.json").chmod(0o644)
+    program = tmp_path / "hook"
+    program.touch(mode=0o777)
+    program.chmod(0o777)
+    (hooks / "a.json").write_text(json.dumps({"hook": {"path": str(program)}}))
+    (finding,) = hooks_findings(str(hooks), Trust((os.getuid(),)))
+    assert finding.what == f"{program} is not trusted"
+    (hooks / "a.json").write_text("{}")
+    (hooks / "a.json").chmod(0o666)
     (hooks / "link.json").symlink_to(hooks / "a.json")
     assert len(list(hooks_findings(str(hooks), Trust((os.getuid(),))))) == 2
 

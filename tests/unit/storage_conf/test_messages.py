@@ -5,11 +5,14 @@ import io
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from squashmount.migrate.cli import main as migrate_main
+from squashmount.oci_hooks.cli import main as hooks_main
 from squashmount.storage_conf.cli import main
+from squashmount.storage_conf.doctor.command import all_probes
 from squashmount.storage_conf.messages import ours
 from squashmount.storage_conf.messages.catalogue import CATALOGUE, MESSAGES, markdown
 from squashmount.storage_conf.messages.message import LINE_BYTES, Message, Spelling, explained
@@ -69,6 +72,32 @@ def test_our_own_messages_are_those_of_the_sources() -> None:
     for message in ours.MESSAGES:
         for text in (message.text, *message.also):
             assert any(NAME.sub("{}", text) in one for one in said), text
+
+
+def test_the_doctor_has_the_checks_that_are_named() -> None:
+    known = {name for probe in all_probes() for name in probe.ids}
+    assert {name for message in MESSAGES for name in message.ids if name.startswith(("U", "S"))} <= known
+
+
+PROGRAMS: dict[str, Callable[[list[str]], int]] = {
+    "squashmount-conf": main,
+    "migrate2scratch": migrate_main,
+    "squashmount-hooks": hooks_main,
+}
+COMMAND = re.compile(rf"({'|'.join(PROGRAMS)}) ([a-z]+)([^;,]*)")
+
+
+def test_what_is_to_be_typed_exists(capsys: pytest.CaptureFixture[str]) -> None:
+    typed = {found for message in MESSAGES for found in COMMAND.findall(message.fix)}
+    assert len(typed) > 10
+    for program, command, rest in typed:
+        try:
+            code: object = PROGRAMS[program]([command, "--help"])
+        except SystemExit as ended:
+            code = ended.code
+        assert code == 0, (program, command)
+        said = capsys.readouterr().out
+        assert all(option in said for option in re.findall(r"--[a-z-]+", rest)), (program, command, rest)
 
 
 def test_values_are_filled_in_and_cannot_be_commands() -> None:
