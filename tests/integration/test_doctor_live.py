@@ -95,6 +95,22 @@ def test_u45_without_attributes(node: Node) -> None:
         assert "ENOTSUP" in answer.wrong["U45"]["evidence"]
 
 
+def test_u44_a_server_that_gives_no_file_away(node: Node) -> None:
+    """fuse-overlayfs of an ordinary user, outside of a namespace: chown fails as on NFS with root_squash."""
+    for name in ("low", "up", "work"):
+        (node.base / name).mkdir()
+        os.chown(node.base / name, node.user.uid, node.user.gid)
+    layers = f"lowerdir={node.base}/low,upperdir={node.base}/up,workdir={node.base}/work"
+    node.run("fuse-overlayfs", "-o", layers, str(node.graphroot)).ok()
+    try:
+        answer = doctor(node, "live")
+    finally:
+        run("umount", "-l", str(node.graphroot)).ok()
+    assert answer.ids == {"error U44", "warning U43"}, answer.all
+    assert answer.wrong["U44"]["evidence"] == "chown 1: EPERM, chown 65534: EPERM, chown 65535: EPERM"
+    assert list((node.base / "up").iterdir()) == []
+
+
 @contextmanager
 def in_its_place(path: str, text: bytes | None = None, mode: int = 0o755) -> Iterator[None]:
     """Put a copy with this mode, or another file, over a program."""
