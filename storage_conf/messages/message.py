@@ -13,6 +13,7 @@ LINE_BYTES = 16384
 """A longer line is looked at in parts of this size."""
 
 _WRAPPED_CHARS = 8192
+_BATCH_CHARS = 1 << 18
 _NAME = re.compile(r"\{(\w+)\}")
 _PLAIN = re.compile(r"[\w@%+=:,./-]{1,200}")
 
@@ -54,6 +55,10 @@ class Spelling:
     def weight(self) -> int:
         """Return how many characters are literal: the more, the more a match says."""
         return sum(map(len, self.pieces))
+
+    def may_be_in(self, text: str) -> bool:
+        """Tell whether all pieces are in a text of many lines, wherever."""
+        return all(piece in text for piece in self.pieces)
 
     def find(self, line: str) -> tuple[int, int, dict[str, str]] | None:
         """Return where it is in a line, and what stands for its names."""
@@ -107,11 +112,16 @@ def explained(lines: Iterable[str], messages: Sequence[Message]) -> list[Match]:
     """Return each message that is in the lines, once, the most specific first; memory does not grow with the lines."""
     found: dict[Message, Match] = {}
     some: list[str] | None = []
-    for line in lines:
-        for match in _in_line(_plain(line), messages):
-            found.setdefault(match.message, match)
+    for batch in _batches(lines):
+        plain = [_plain(line) for line in batch]
+        # most of a log is no message: whole pieces of it are looked at before its lines
+        text = "\n".join(plain)
+        possible = [one for one in messages if any(spelling.may_be_in(text) for spelling in one.spellings)]
+        for line in plain if possible else ():
+            for match in _in_line(line, possible):
+                found.setdefault(match.message, match)
         if some is not None:
-            some.append(line.rstrip("\n"))
+            some += [line.rstrip("\n") for line in batch]
             if sum(map(len, some)) > _WRAPPED_CHARS:
                 some = None
     if not found and some and len(some) > 1:
@@ -119,6 +129,18 @@ def explained(lines: Iterable[str], messages: Sequence[Message]) -> list[Match]:
         joined = (_plain(glue.join(some)) for glue in (" ", ""))
         found = {match.message: match for line in joined for match in _in_line(line, messages)}
     return sorted(found.values(), key=lambda match: -match.weight)
+
+
+def _batches(lines: Iterable[str]) -> Iterator[list[str]]:
+    batch: list[str] = []
+    size = 0
+    for line in lines:
+        batch.append(line)
+        size += len(line)
+        if size > _BATCH_CHARS:
+            yield batch
+            batch, size = [], 0
+    yield batch
 
 
 def _plain(line: str) -> str:
