@@ -1,9 +1,9 @@
 """What newuidmap(1) and newgidmap(1) do with /etc/subuid and /etc/subgid: how they read them, and what they allow.
 
-Every rule is shadow's own (lib/commonio.c, lib/subordinateio.c, lib/idmapping.c, src/newuidmap.c of 4.13 and 4.17.4) or
-the kernel's (kernel/user_namespace.c, map_write); a test compares both with the installed programs on random files.
-The rules of 4.20 are from runs of it and are not compared. This is about the file as it lies there: neither a verdict
-on its style (`lint`) nor about nsswitch, privileges of the programs, or the state of the target process.
+Every rule is shadow's own (lib/commonio.c, lib/subordinateio.c, lib/idmapping.c, src/newuidmap.c of 4.13 and 4.17.4;
+those of 4.20 were found by runs of 4.20.3) or the kernel's (kernel/user_namespace.c, map_write); a test compares all
+with the installed programs on random files. This is about the file as it lies there: neither a verdict on its style
+(`lint`) nor about nsswitch, privileges of the programs, or the state of the target process.
 """
 
 import os
@@ -22,8 +22,11 @@ LookUp = Callable[[str], int | None]
 DEBIAN_12: Version = (4, 13)
 DEBIAN_13: Version = (4, 17)
 
-_STRICT: Version = (4, 20)
-"""From here on a file without a final newline is no text, and a line has three fields."""
+UNSTABLE: Version = (4, 20)
+"""Debian unstable's. A line has three fields and ids of 32 bits; its owner is looked up, a number by getpwuid(3)."""
+
+_TEXT: Version = (4, 19)
+"""From here on a file with a NUL byte or without a final newline is no text, and refused (shadow issue 1581)."""
 
 _FIRST_BUFFER = 4096  # BUFLEN of commonio.c: a line that fills it exactly at the end of the file is an error
 _LONGEST_LINE = 1024  # rangebuf of subordinate_parse(): a longer line is ignored
@@ -32,6 +35,7 @@ _UINT_MAX = (1 << 32) - 1
 _MAP_BYTES = 4096  # map_write() refuses a write of a page or more
 _MAP_EXTENTS = 340  # UID_GID_MAP_MAX_EXTENTS
 
+_OWNER_NUMBER = re.compile(r"[ \t\n\v\f\r]*([+-]?[0-9]+)")  # 4.20: decimal, so 01000 is the user with uid 1000
 # strtoul(3): blanks, a sign, 0x (and 0b since C23), 0 for octal; what follows the digits makes it no number
 _NUMBER = re.compile(rb"[ \t\n\v\f\r]*([+-]?)(0[xX][0-9a-fA-F]+|0[bB][01]+|0[0-7]*|[1-9][0-9]*)")
 
@@ -50,7 +54,7 @@ class Line:
     count: int
 
     def holds(self, value: int) -> bool:
-        """Tell whether the program finds `value` in this range: its sum wraps, so `0:0` holds every id there is."""
+        """Tell whether the program finds `value` here: before 4.20 its sum wraps, and `0:0` holds every id there is."""
         return self.start <= value <= (self.start + self.count - 1) % _ULONG
 
 
@@ -120,13 +124,28 @@ def read_lines(file: BinaryIO, version: Version) -> Iterator[Line]:
 
     Memory does not grow with the file or a line.
     """
-    for number, text in enumerate(_texts(file, version), 1):
+    for number, text in enumerate(_full_lines(file) if version >= _TEXT else _texts(file), 1):
         line = _parsed(number, text, version)
         if line is not None:
             yield line
 
 
-def _texts(file: BinaryIO, version: Version) -> Iterator[bytes]:
+def _full_lines(file: BinaryIO) -> Iterator[bytes]:
+    """Yield each line as commonio_open() takes it from getline(3); what is no text file refuses it as a whole."""
+    text, ended = b"", True
+    while chunk := file.readline(_FIRST_BUFFER):
+        if b"\0" in chunk:
+            raise RefusedFileError("a line holds a NUL byte")
+        ended = chunk.endswith(b"\n")
+        text += chunk.removesuffix(b"\n")[: _LONGEST_LINE - len(text)]
+        if ended:
+            yield text
+            text = b""
+    if not ended:
+        raise RefusedFileError("the last line has no newline")
+
+
+def _texts(file: BinaryIO) -> Iterator[bytes]:
     """Yield each line as commonio_open() builds it from fgets(3): at a NUL byte it joins what follows."""
     size = _FIRST_BUFFER
     while chunk := file.readline(size - 1):
@@ -142,8 +161,6 @@ def _texts(file: BinaryIO, version: Version) -> Iterator[bytes]:
             part = chunk.split(b"\0", 1)[0]
             length, ended = length + len(part), part.endswith(b"\n")
             text += part[: max(0, _LONGEST_LINE + 1 - len(text))]
-        if not ended and version >= _STRICT:
-            raise RefusedFileError("the last line has no newline")
         yield text.removesuffix(b"\n")
 
 
@@ -151,10 +168,14 @@ def _parsed(number: int, text: bytes, version: Version) -> Line | None:
     if len(text) >= _LONGEST_LINE or text.startswith((b"+", b"-")):  # the latter: NIS
         return None
     fields = text.split(b":")
-    if len(fields) < 3 or (len(fields) > 3 and version >= _STRICT) or not fields[0]:
+    if len(fields) < 3 or (len(fields) > 3 and version >= UNSTABLE) or not fields[0]:
         return None
     start, count = c_number(fields[1], version), c_number(fields[2], version)
-    return None if start is None or count is None else Line(number, os.fsdecode(fields[0]), start, count)
+    if start is None or count is None:
+        return None
+    if version >= UNSTABLE and (max(start, count) > _UINT_MAX or start + count > _UINT_MAX + 1):
+        return None
+    return Line(number, os.fsdecode(fields[0]), start, count)
 
 
 def c_number(text: bytes, version: Version) -> int | None:
@@ -175,16 +196,31 @@ def c_number(text: bytes, version: Version) -> int | None:
     return (_ULONG - value) % _ULONG if sign == b"-" else value
 
 
-def owned_lines(lines: Sequence[Line], caller: Caller, uid_of: LookUp) -> list[Line]:
-    """Return the lines that are the caller's, for newgidmap too: by name, by uid, by another name of the same uid."""
-    own: dict[str, bool] = {}
+def owned_lines(lines: Sequence[Line], caller: Caller, uid_of: LookUp, version: Version) -> list[Line]:
+    """Return the lines that are the caller's, for newgidmap too: by name, by uid, by another name of the same uid.
+
+    4.20 knows the caller by name alone: of `77` with the uid 1000 it takes the lines of the user with uid 77.
+    """
+    own: dict[str, bool] = {caller.name: True}
+    uid = caller.uid if version < UNSTABLE else _identity(caller.name, uid_of)
 
     def is_own(owner: str) -> bool:
-        if owner not in own:
-            own[owner] = owner in (caller.name, str(caller.uid)) or uid_of(owner) == caller.uid
-        return own[owner]
+        if version < UNSTABLE:
+            return owner == str(uid) or uid_of(owner) == uid
+        return uid is not None and _identity(owner, uid_of) == uid
 
-    return [line for line in lines if is_own(line.owner)]
+    for line in lines:
+        if line.owner not in own:
+            own[line.owner] = is_own(line.owner)
+    return [line for line in lines if own[line.owner]]
+
+
+def _identity(owner: str, uid_of: LookUp) -> int | None:
+    """Return whose a line is for 4.20. A user with each uid is taken to exist: logins of digits alone notice that."""
+    match = _OWNER_NUMBER.fullmatch(owner)
+    if match and 0 <= int(match[1]) <= _UINT_MAX:
+        return int(match[1])
+    return uid_of(owner)
 
 
 def predict(
@@ -207,7 +243,9 @@ def predict(
     for triple in triples:
         if _overflows(triple, version):
             return Verdict(Reason.OVERFLOW, triple)
-    own = owned_lines(lines, caller, uid_of)
+    own = owned_lines(lines, caller, uid_of, version)
+    if version >= UNSTABLE:
+        own = [line for line in own if line.count]
     myself = caller.uid if kind == "uid" else caller.group()
     setgroups = False
     for triple in triples:
@@ -259,17 +297,24 @@ def _as_kernel(triples: Sequence[Triple], *, setgroups: bool) -> Verdict:
     return Verdict(Reason.WRITTEN, setgroups=setgroups)
 
 
-def podman_ranges(lines: Sequence[Line], user: str, kind: Kind, *, uid_of: LookUp, gid_of: LookUp) -> list[Line]:
+def podman_ranges(
+    lines: Sequence[Line], user: str, kind: Kind, *, version: Version, uid_of: LookUp, gid_of: LookUp
+) -> list[Line]:
     """Return the lines Podman with libsubid uses for `$USER`, in the order of their start.
 
     Those by name and by number (in /etc/subgid: the number of the *group* of that name); only where there is none,
     those of the uid. A line of another name with the same uid is newuidmap's alone (containers/storage, pkg/idtools).
+    Since 4.20 they are all lines newuidmap finds, in both files: the number of a group counts no more.
     """
-    number = (uid_of if kind == "uid" else gid_of)(user)
-    found = [line for line in lines if line.owner in (user, "" if number is None else str(number))]
     uid = uid_of(user)
-    if not found and uid is not None:
-        found = [line for line in lines if line.owner == str(uid)]
+    if version >= UNSTABLE:
+        uid = _identity(user, uid_of) if uid is None else uid
+        found = [line for line in lines if uid is not None and _identity(line.owner, uid_of) == uid]
+    else:
+        number = uid if kind == "uid" else gid_of(user)
+        found = [line for line in lines if line.owner in (user, "" if number is None else str(number))]
+        if not found and uid is not None:
+            found = [line for line in lines if line.owner == str(uid)]
     return sorted(found, key=lambda line: line.start)
 
 
