@@ -3,6 +3,7 @@
 What docs/site-ids.md says of them is shown here.
 """
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from directory_lab import (
     directory,
     sssd,
 )
-from lab import Done, Node, User, run
+from lab import Done, Node, User, build_busybox, run
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.needs_fuse, pytest.mark.needs_podman, NEEDS_DIRECTORY]
 
@@ -107,6 +108,34 @@ def test_sssd_tells_the_old_range_until_its_cache_is_removed(
         daemon.forget()
         node.podman("system", "migrate").ok()
     assert uid_map(node) == old
+
+
+def test_a_squash_file_serves_the_new_range(
+    slapd: Directory, daemon: Sssd, node: Node, user: User, dave: Account, product: Path, lab: Path
+) -> None:
+    """Unpacked layers have ids of the host, a squash file those of the container."""
+    name, store = "localhost/busybox:1", lab / "dave-store"
+    store.mkdir()
+    os.chown(store, user.uid, user.gid)
+    build_busybox(node, name)
+    node.migrate("mig", name, str(store)).ok()
+    owner = ("run", "--rm", name, "stat", "-c", "%u:%g", "/work/mine")
+    compute = Node(user, "compute", product, stores=(store,))
+    try:
+        assert node.podman(*owner).ok() == compute.podman(*owner).ok() == "33:33"
+        slapd.move(dave, _ELSEWHERE)
+        daemon.forget()
+        for one in (node, compute):
+            one.podman("system", "migrate").ok()
+        assert uid_map(compute)[1][1] == _ELSEWHERE
+        assert compute.podman(*owner).ok() == "33:33"
+        assert node.podman(*owner).ok() == "65534:65534", "the unpacked layers are nobody's now"
+    finally:
+        slapd.move(dave, FIRST_RANGE)
+        daemon.forget()
+        for one in (node, compute):
+            one.podman("system", "migrate").ok()
+        compute.close()
 
 
 def test_a_directory_that_is_down_is_no_harm_to_whom_sssd_knows(slapd: Directory, daemon: Sssd) -> None:
