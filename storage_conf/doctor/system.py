@@ -154,5 +154,6 @@ def version_of(node: Node, program: str, option: str, pattern: str) -> str:
 PROBES = (
     Probe(("U60", "U61"), "The cgroups", cgroups),
     Probe(("U70", "U71"), "FUSE", fuse),
-    Probe(("U80",), "The programs", versions),
+    # Podman 5 does not even tell its version where it cannot make a directory in XDG_RUNTIME_DIR
+    Probe(("U80",), "The programs", versions, explained_by=("U50",)),
 )
