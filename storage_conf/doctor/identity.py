@@ -129,7 +129,7 @@ def source(node: Node) -> Iterator[Finding]:
 
 
 def _files(node: Node) -> Iterator[Finding]:
-    names = {name for name in (node.name, node.user) if name}
+    names = {name for name in (node.name, node.user) if name and name != str(node.uid)}
     for _, path in _KINDS:
         try:
             status = os.stat(node.path(path))
@@ -167,11 +167,11 @@ def _lines(path: str, faults: Iterator[Fault], mine: set[str]) -> Iterator[Findi
     own = {name.casefold() for name in mine}
     told = (fault for fault in faults if fault.code not in {"duplicate", "overflow"})
     for fault in islice(told, _SHOWN):
-        whole = fault.code == "newline"
-        bad = libsubid.abi() >= 6 if whole else fault.name.casefold() in own
+        whole = fault.code in {"newline", "nul"} and libsubid.abi() >= 6
+        bad = whole or (fault.code != "newline" and fault.name.casefold() in own)
         yield (error if bad else warning)(
             f"{path}: {fault.what}.",
-            "The whole file is refused." if whole and bad else _MEANS[bad],
+            "The whole file is refused." if whole else _MEANS[bad],
             "as root: " + fault.fix.replace("FILE", path),
             id="U06",
             evidence=f"{path}:{fault.line}: {fault.text}",

@@ -204,7 +204,7 @@ def _first_value(dn: str) -> str:
 def from_files(node: Node, *, version: Version = DEBIAN_13) -> Inventory:
     """Read /etc/subuid, subgid, passwd and group as they lie on a node, or in the image of one."""
     accounts, groups = read_passwd(node), read_group(node)
-    names = {account.name for account in accounts}
+    names = {account.name for account in accounts if account.name != str(account.uid)}
     ranges: list[Range] = []
     flaws: list[Flaw] = []
     for kind in ("uid", "gid"):

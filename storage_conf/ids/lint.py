@@ -15,6 +15,9 @@ LAST_END = 2**32 - 1
 _LONGEST = 1 << 12
 """Bytes of a line that are looked at; a real one has fewer than 300."""
 
+_IGNORED = 1024
+"""Bytes that newuidmap does not read a line of (shadow lib/subordinateio.c, rangebuf)."""
+
 _REMEMBERED = 300_000
 """Lines remembered to find duplicates: about 30 MB. Of a longer file the rest is not compared."""
 
@@ -35,8 +38,9 @@ class Fault(NamedTuple):
 def lint(file: BinaryIO, *, names: Collection[str] = (), most: int = sys.maxsize) -> Iterator[Fault]:
     """Yield the first fault of each line, and a missing newline at the end.
 
-    `names` are logins that exist: `Dave` is a fault where only `dave` is one. Of more lines than `most` the next one is
-    the last fault. Memory is bounded, whatever the file is.
+    `names` are logins that exist, but those that are their own uid: `Dave` is a fault where only `dave` is one. Of more
+    lines than `most` the next one is the last fault. Memory is bounded, whatever the file is. A file without a fault is
+    read the same by every version of shadow.
     """
     spelled = {name.casefold(): name for name in names if not _is_number(name)}
     seen: dict[int, int] = {}
@@ -54,7 +58,7 @@ def lint(file: BinaryIO, *, names: Collection[str] = (), most: int = sys.maxsize
             yield fault
         if not line.endswith(b"\n"):
             fix = "add a newline at the end: echo >> FILE"
-            what = "has no newline: shadow 4.20 and later refuse the whole file, and what is appended joins the line"
+            what = "has no newline: shadow 4.19 and later refuse the whole file, and what is appended joins the line"
             yield _fault(number, "newline", line, what, fix)
             return
 
@@ -66,14 +70,12 @@ def _rest(file: BinaryIO) -> bytes:
 
 
 def _judge(number: int, line: bytes, names: Collection[str], spelled: dict[str, str]) -> Fault | None:
+    if b"\0" in line:
+        what = "contains a NUL byte: shadow 4.19 and later refuse the whole file"
+        return _fault(number, "nul", line, what, "remove it: the file was damaged or is not text")
     if not line.strip() or line.startswith(b"#"):
         return None
-    found = _letters(line) or _fields(line)
-    if not found:
-        name = _name(line)
-        known = spelled.get(name.casefold())
-        if known and known != name and name not in names:
-            found = "case", f"is for {name}, but the login is {known}", f"write {known} at its beginning"
+    found = _letters(line) or _fields(line) or _owner(_name(line), names, spelled)
     return _fault(number, found[0], line, found[1], found[2]) if found else None
 
 
@@ -81,8 +83,10 @@ _Found = tuple[str, str, str]
 
 
 def _letters(line: bytes) -> _Found | None:
-    if b"\0" in line:
-        return "nul", "contains a NUL byte", "remove it: the file was damaged or is not text"
+    if len(line) >= _IGNORED:
+        return "long", f"has {len(line)} bytes, and newuidmap passes over it", "remove the line: it is no range"
+    if line.startswith((b"+", b"-")):
+        return "nis", "begins with a sign, as entries of NIS do, and newuidmap passes over it", "begin with the login"
     if line.endswith(b"\r"):
         return "return", "ends with a carriage return, so its count is no number", "sed -i 's/\\r$//' FILE"
     if b"#" in line:
@@ -104,13 +108,26 @@ def _fields(line: bytes) -> _Found | None:
             return _no_number(label, text)
     start, count = int(fields[1]), int(fields[2])
     if start == count == 0:
-        what = "is 0:0, which newuidmap takes for every id there is: the user can become root of the host"
+        what = "is 0:0, for newuidmap before shadow 4.20 every id there is: the user can become root of the host"
         return "everything", what, "remove the line at once"
     if count == 0:
         return "zero", "has the count 0", "write 65536, or remove the line"
     if start + count > LAST_END:
         what = f"ends at {start + count - 1}, and the last id is {LAST_END - 1}"
         return "overflow", what, "choose a lower start"
+    return None
+
+
+def _owner(name: str, names: Collection[str], spelled: dict[str, str]) -> _Found | None:
+    known = spelled.get(name.casefold())
+    if known and known != name and name not in names:
+        return "case", f"is for {name}, but the login is {known}", f"write {known} at its beginning"
+    if re.fullmatch("0[0-9]+", name):
+        what = f"is for nobody before shadow 4.20, and since for the user with the uid {int(name)}"
+        return "owner", what, "write the login, or the uid without a 0 before it"
+    if name.isdecimal() and name in names:
+        what = f"is for the login {name} before shadow 4.20, and since for the user with the uid {name}"
+        return "owner", what, "write the uid of the one who is meant"
     return None
 
 

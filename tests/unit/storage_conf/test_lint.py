@@ -4,9 +4,22 @@ import io
 import tracemalloc
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from squashmount.storage_conf.ids.lint import Fault, lint
+from squashmount.storage_conf.ids.newuidmap import (
+    DEBIAN_12,
+    DEBIAN_13,
+    UNSTABLE,
+    Caller,
+    Line,
+    RefusedFileError,
+    Triple,
+    Version,
+    owned_lines,
+    predict,
+    read_lines,
+)
 
 GOOD = b"root:100000:65536\n"
 
@@ -50,7 +63,7 @@ def test_what_is_right_is_left_alone(data: bytes) -> None:
         (b"dave:100000:", "number", "count ''"),
         (b"dave:089:1", "number", "start '089'"),
         (b"dave:1e5:65536", "number", "start '1e5'"),
-        (b"dave:100000:" + b"9" * 3000, "number", "no number"),
+        (b"dave:100000:" + b"9" * 1000, "number", "no number"),
         ("dave:\u0661\u0660:65536".encode(), "number", "no number"),
         (b"dave:100000:0", "zero", "count 0"),
         (b"dave:0:0", "everything", "every id there is"),
@@ -58,11 +71,16 @@ def test_what_is_right_is_left_alone(data: bytes) -> None:
         (b"dave:18446744073709551616:1", "overflow", "last id is 4294967294"),
         (b"Dave:100000:65536", "case", "the login is dave"),
         (b"da\0ve:100000:65536", "nul", "NUL"),
+        (b"# da\0ve", "nul", "refuse the whole file"),
+        (b"+dave:100000:65536", "nis", "NIS"),
+        (b"01000:100000:65536", "owner", "uid 1000"),
+        (b"77:100000:65536", "owner", "for the login 77"),
+        (b"dave:100000:" + b"9" * 1012, "long", "1024 bytes"),
         (b"x" * 5000, "long", "4096 bytes"),
     ],
 )
 def test_each_fault_has_its_line_and_its_name(line: bytes, code: str, words: str) -> None:
-    found = faults(GOOD + b"# c\n" + line + b"\n" + b"last:1:1\n", "dave")
+    found = faults(GOOD + b"# c\n" + line + b"\n" + b"last:1:1\n", "dave", "77")
     assert [(fault.line, fault.code) for fault in found] == [(3, code)]
     assert words in found[0].what
     assert found[0].what.startswith("line 3 ")
@@ -91,6 +109,75 @@ def test_a_limit_of_lines() -> None:
 def test_a_login_in_capitals_is_no_fault_where_it_exists() -> None:
     assert faults(b"Dave:1:1\n", "Dave", "dave") == []
     assert faults(b"Dave:1:1\n") == []
+
+
+UIDS = {"dave": 1000, "david": 1000, "77": 1000, "erin": 1001}
+_good = st.builds(
+    "{}:{}:{}".format,
+    st.sampled_from(["dave", "david", "erin", "1000", "1001"]),
+    st.integers(1, 9999),
+    st.integers(1, 9999),
+)
+_owners = st.sampled_from(["77", "01000", "001001", "+1000", "-1", "Dave", "#dave", " 1000", "", "4294968296"])
+_values = [str(value) for value in (0, 2**32 - 2, 2**32 - 1, 2**32, 2**32 + 1, 2**63, 2**64 - 1)]
+_forms = [
+    "010",
+    "0x10",
+    "0b11",
+    "-1",
+    "+1",
+    " 1",
+    "1 ",
+    "1\0",
+    "",
+    "1:",
+    "1:x",
+    "1\r",
+    "0" * 999 + "1",
+    "0" * 1020 + "1",
+]
+_numbers = st.sampled_from(_values + _forms)
+_odd = st.one_of(
+    st.builds("{}:5:5".format, _owners),
+    st.builds("dave:{}:5".format, _numbers),
+    st.builds("1000:5:{}".format, _numbers),
+    st.builds("dave:{}:{}".format, _numbers, _numbers),
+    st.sampled_from(["dave:0:0", "dave:1:2:3"]),
+    st.builds("# {}".format, st.text(":#0 \t\0a", max_size=5)),
+    st.text(":#0 \0a", max_size=9),
+)
+_ends = st.sampled_from(["\n"] * 5 + ["", "\n\n", "\n#\n"])
+
+
+def read_by(data: bytes, version: Version) -> list[tuple[list[Line], bool]] | None:
+    """Return the lines of each user and whether he may have an id.
+
+    The user whose login is digits is another one since 4.20: that is no fault of a file.
+    """
+    try:
+        lines = list(read_lines(io.BytesIO(data), version))
+    except RefusedFileError:
+        return None
+    callers = [Caller(name, uid, 100) for name, uid in UIDS.items() if not name.isdecimal()]
+    asked = [Triple(0, 20000, 1)]
+    return [
+        (
+            owned_lines(lines, caller, UIDS.get, version),
+            predict(asked, lines, caller, version=version, uid_of=UIDS.get).allowed,
+        )
+        for caller in callers
+    ]
+
+
+@settings(max_examples=500)
+@given(st.lists(_good, max_size=2), _odd, st.lists(_good, max_size=2), _ends)
+def test_a_file_without_a_fault_is_read_the_same_by_every_shadow(
+    before: list[str], odd: str, after: list[str], end: str
+) -> None:
+    data = ("\n".join([*before, odd, *after]) + end).encode()
+    oldest, newer, newest = (read_by(data, version) for version in (DEBIAN_12, DEBIAN_13, UNSTABLE))
+    if not faults(data, *UIDS):
+        assert oldest == newer == newest is not None
 
 
 @given(st.binary(max_size=300))
