@@ -5,7 +5,7 @@ import pwd
 import sys
 from dataclasses import replace
 
-from squashmount.errors import UsageError
+from squashmount.errors import DamagedError, UsageError
 
 from ..doctor.node import Node
 from . import nss
@@ -58,6 +58,11 @@ def read_source(args: argparse.Namespace) -> Inventory:
     """Read everything from the source that the options name. Raises UsageError, ToolError, DamagedError."""
     source = args.source or _default(args)
     found = _with_accounts(_read(source, args), args)
+    if not (found.ranges or found.accounts or found.groups or found.flaws):
+        raise DamagedError(
+            f"A18: {found.source} has no range, no account and no group: nothing can be said.",
+            hint="is it the right file, --root or --base? may who asks read it? did what wrote it fail?",
+        )
     if found.kind in {"ldap", "ldif"}:
         return found
     return found if args.accounts else _looked_up(found, args)

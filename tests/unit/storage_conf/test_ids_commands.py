@@ -2,6 +2,7 @@
 
 import builtins
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -168,3 +169,18 @@ def test_the_line_that_grants_every_id_is_in_everybodys_way(root: Path, capsys: 
     assert "error A03" in said
     assert conf(root, "plan") == 11
     assert capsys.readouterr().out == "# /etc/subuid\n# /etc/subgid\n"
+
+
+@pytest.mark.parametrize("command", ["check", "plan"])
+def test_of_nothing_nothing_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str) -> None:
+    (tmp_path / "dump").touch()  # ldapsearch failed before it wrote anything
+    for source in (["--ldif", str(tmp_path / "dump")], ["--source", "files", "--root", str(tmp_path / "nowhere")]):
+        assert main(["ids", command, *source]) == 10
+        assert "nothing can be said" in capsys.readouterr().err
+
+
+def test_a_device_or_pipe_is_not_replaced(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    os.mkfifo(root / "pipe")
+    assert conf(root, "plot", str(root / "pipe")) == 6
+    assert "not a file" in capsys.readouterr().err
+    assert (root / "pipe").is_fifo()
