@@ -157,7 +157,7 @@ def _table(data: dict[str, Any], key: str) -> dict[str, Any]:
 
 def _graphroot(machine: Machine, storage: dict[str, Any]) -> tuple[str, str]:
     """Return the configured value and Podman's default."""
-    home = machine.environ.get("XDG_DATA_HOME") or os.path.join(machine.environ.get("HOME") or "/", ".local/share")
+    home = machine.environ.get("XDG_DATA_HOME") or os.path.join(machine.home, ".local/share")
     if not machine.rootless:
         return str(storage.get("graphroot", "")), "/var/lib/containers/storage"
     # from a file named in CONTAINERS_STORAGE_CONF they take rootless_storage_path, not graphroot (tried: 4.3.1, 5.4.2)

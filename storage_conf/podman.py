@@ -6,6 +6,7 @@ Debian 12 and 13.
 """
 
 import os
+import pwd
 import re
 import tempfile
 from collections.abc import Mapping
@@ -46,8 +47,17 @@ class Machine:
     @property
     def user_dir(self) -> str:
         """Return the user's directory of containers configuration (homedir.GetConfigHome)."""
-        home = self.environ.get("HOME") or "/"
-        return os.path.join(self.environ.get("XDG_CONFIG_HOME") or os.path.join(home, ".config"), "containers")
+        return os.path.join(self.environ.get("XDG_CONFIG_HOME") or os.path.join(self.home, ".config"), "containers")
+
+    @property
+    def home(self) -> str:
+        """Return $HOME, or without one what passwd(5) says (homedir.Get)."""
+        if home := self.environ.get("HOME"):
+            return home
+        try:
+            return pwd.getpwuid(self.uid).pw_dir
+        except KeyError:
+            return "/"
 
     @property
     def runtime_dir(self) -> str:
