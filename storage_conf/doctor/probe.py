@@ -28,6 +28,9 @@ from .node import Node
 _LIMIT = 1 << 20
 """Bytes of findings that are read from one child; a real answer is a few kilobytes."""
 
+_GRACE = 0.3
+"""Seconds a child has to end by itself."""
+
 
 @dataclass(frozen=True)
 class Probe:
@@ -129,8 +132,8 @@ def _told(probe: Probe, answer: Finding | Fact) -> bool:
 
 
 def _start(probe: Probe, node: Node, others: Sequence[int]) -> _Child:
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
     reader, writer = os.pipe2(os.O_CLOEXEC)
     pid = os.fork()
     if pid == 0:
@@ -143,6 +146,7 @@ def _as_child(probe: Probe, node: Node, reader: int, writer: int, others: Sequen
     """Be the child: never returns."""
     try:
         os.setsid()
+        signal.signal(signal.SIGTERM, _leave)
         for pipe in (reader, *others):
             os.close(pipe)
         null = os.open(os.devnull, os.O_RDWR)
@@ -155,6 +159,11 @@ def _as_child(probe: Probe, node: Node, reader: int, writer: int, others: Sequen
             _write(writer, json.dumps({"bug": traceback.format_exc()}).encode())
     finally:
         os._exit(0)
+
+
+def _leave(_number: int, _frame: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit()
 
 
 def _write(writer: int, data: bytes) -> None:
@@ -193,7 +202,15 @@ def _answer(child: _Child) -> list[Finding | Fact]:
 
 
 def _kill(pid: int) -> None:
-    """Kill the session and collect its leader, without waiting for one that cannot die."""
+    """Kill the session and collect its leader, without waiting for one that cannot die.
+
+    The leader has a moment to remove what it made: Podman's pause process has a session of its own.
+    """
+    with suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, signal.SIGTERM)
+    end = time.monotonic() + _GRACE
+    while time.monotonic() < end and not os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+        time.sleep(0.002)
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)
     with suppress(ProcessLookupError, PermissionError):
@@ -247,6 +264,9 @@ def _killed_at_the_end() -> Iterator[dict[int, _Child]]:
     try:
         yield children
     finally:
+        for child in children.values():
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(child.pid, signal.SIGTERM)  # all at once: each needs a moment
         for child in children.values():
             os.close(child.pipe)
             _kill(child.pid)

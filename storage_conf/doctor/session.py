@@ -95,6 +95,7 @@ def pause(node: Node) -> Iterator[Finding]:
     """Compare the id map of the running pause process with the present ranges: U51."""
     uids, gids = own_ranges(node)
     wanted = IdMaps(node.uid, node.gid, uids, gids)
+    here = read_id_map("/proc/self/uid_map"), read_id_map("/proc/self/gid_map")
     for path in _pause_files(node, configuration(node)):
         try:
             with open(path, encoding="ascii", errors="replace") as file:
@@ -104,6 +105,9 @@ def pause(node: Node) -> Iterator[Finding]:
             seen = read_id_map(f"/proc/{pid}/uid_map"), read_id_map(f"/proc/{pid}/gid_map")
         except (OSError, ValueError):
             continue  # gone: Podman starts another one
+        if seen == here:
+            yield _no_pause_process(path, pid)
+            return
         now = _map(wanted, node.uid, uids), _map(wanted, node.gid, gids)
         if seen != now:
             yield error(
@@ -116,6 +120,17 @@ def pause(node: Node) -> Iterator[Finding]:
                 evidence=f"{path}: process {pid} has {_text(seen[0])}; configured {_text(now[0])}",
             )
             return
+
+
+def _no_pause_process(path: str, pid: str) -> Finding:
+    return error(
+        f"Podman's pause.pid names the process {pid}, which is no pause process.",
+        "The pause process was killed (at the end of a job, say) and its number given to another one: every podman "
+        "fails with `cannot re-exec process to join the existing user namespace`, `system migrate` too.",
+        f"rm {path}",
+        id="U51",
+        evidence=f"{path}: process {pid} is in the user namespace of this shell",
+    )
 
 
 def _pause_files(node: Node, facts: Facts) -> list[str]:
@@ -173,11 +188,11 @@ def home_and_podman(node: Node) -> Iterator[Finding | Fact]:
 def _podman_itself(node: Node) -> Iterator[Finding | Fact]:
     """Ask Podman: whatever else is wrong, it says so here.
 
-    In a graphroot that does not exist yet it would make one, so there it is not asked.
+    A graphroot nobody used yet would get its files and the driver of today for good, so there it is not asked.
     """
     graphroot = configuration(node).graphroot.path
-    if not os.path.isdir(graphroot):
-        yield Fact("podman info", f"not asked: it would make {graphroot}")
+    if not os.path.exists(os.path.join(graphroot, "storage.lock")):  # containers/storage makes it at its first use
+        yield Fact("podman info", f"not asked: it would make its storage in {graphroot}")
         return
     start = time.monotonic()
     try:

@@ -310,6 +310,7 @@ def changed(path: str, old: str, new: str) -> Iterator[None]:
 
 
 def test_session_all_well(node: Node) -> None:
+    node.podman("info").ok()
     answer = doctor(node, "session", "system")
     assert answer.wrong == {}, answer.all
     assert answer.facts["podman info"].startswith("answers in ")
@@ -320,10 +321,13 @@ def test_session_all_well(node: Node) -> None:
 
 
 def test_podman_is_not_asked_where_it_would_make_something(node: Node) -> None:
-    node.graphroot.rmdir()
-    answer = doctor(node, "session", "storage", "live")
-    assert answer.wrong == {}, answer.all
-    assert "not asked" in answer.facts["podman info"]
+    for made in (True, False):
+        answer = doctor(node, "session", "storage", "live")
+        assert answer.wrong == {}, answer.all
+        assert "not asked" in answer.facts["podman info"]
+        if made:
+            assert list(node.graphroot.iterdir()) == []
+            node.graphroot.rmdir()
     assert not node.graphroot.exists()
 
 
@@ -357,6 +361,21 @@ def test_u51_pause_process_with_an_earlier_range(node: Node) -> None:
         node.podman("system", "migrate").ok()
 
 
+def test_u51_pause_pid_names_another_process(node: Node) -> None:
+    folder = node.runtime / "libpod"
+    folder.mkdir(parents=True, exist_ok=True)
+    run("chown", "-R", str(node.user.uid), str(node.runtime)).ok()
+    (folder / "pause.pid").write_text("1")
+    answer = doctor(node, "session")
+    assert answer.ids == {"error U51"}, answer.all
+    assert "cannot re-exec process" in node.podman("unshare", "true").err
+    assert node.podman("system", "migrate").code != 0
+    fix = answer.wrong["U51"]["fix"]
+    assert node.run("sh", "-c", fix).code == 0
+    assert doctor(node, "session").wrong == {}
+    node.podman("unshare", "true").ok()
+
+
 @pytest.mark.parametrize(
     ("script", "what"),
     [
@@ -370,6 +389,7 @@ def test_u82_podman_that_fails_or_hangs(node: Node, script: str, what: str) -> N
     program = folder / "podman"
     program.write_text(f'#!/bin/sh\ncase "$1" in --version) echo podman version 4.3.1; exit;; esac\n{script}\n')
     program.chmod(0o755)
+    (node.graphroot / "storage.lock").touch()
     answer = doctor(node, "session", PATH=f"{folder}:/usr/bin:/bin")
     assert answer.ids == {"error U82"}, answer.all
     assert what in answer.wrong["U82"]["what"]

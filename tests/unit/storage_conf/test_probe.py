@@ -56,6 +56,30 @@ def test_one_that_hangs_is_killed_with_all_it_started_and_named(tmp_path: Path) 
     assert not any(alive(int(pid)) for pid in (tmp_path / "pids").read_text().split())
 
 
+def test_one_that_is_too_late_or_interrupted_removes_what_it_made(tmp_path: Path) -> None:
+    made = tmp_path / "made"
+
+    def run(_node: Node) -> Iterator[Finding]:
+        made.mkdir()
+        try:
+            time.sleep(60)
+        finally:
+            made.rmdir()
+        yield info("late", "late", "late")
+
+    def interrupts(_node: Node) -> Iterator[Finding]:
+        while not made.exists():
+            time.sleep(0.01)
+        os.kill(os.getppid(), signal.SIGINT)
+        yield info("", "", "")
+
+    assert "did not answer" in run_all([Probe(("U15",), "The map", run, seconds=0.5)], NODE)[0].what
+    assert not made.exists()
+    with pytest.raises(KeyboardInterrupt):
+        run_all([Probe(("U15",), "The map", run), Probe(("U1",), "Ctrl-C", interrupts)], NODE)
+    assert not made.exists()
+
+
 def test_one_that_dies_or_has_a_bug_is_told_and_the_others_go_on() -> None:
     def dies(_node: Node) -> Iterator[Finding]:
         os.kill(os.getpid(), signal.SIGKILL)
