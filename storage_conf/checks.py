@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 
 from .conf import GRAPHROOT
-from .facts import Facts, Place
+from .facts import Facts, Place, table
 from .finding import Finding, error, info, warning
 from .podman import unset_variables
 from .schema import unknown_keys, wrong_types
@@ -53,10 +53,12 @@ def driver(facts: Facts) -> Iterator[Finding]:
 def former_driver(facts: Facts) -> Iterator[Finding]:
     """Report another first driver: a graphroot keeps it."""
     if facts.history.driver not in {"", "overlay"}:
+        # a Podman that nobody told otherwise works with it as before
+        kind = error if facts.storage.get("driver") or facts.stores or facts.program.path else warning
         root = facts.graphroot.path
         why = "Podman remembers the first driver of a graphroot and overrides storage.conf with it."
         fix = f"save what you need, then: podman system reset (or rm -rf {root}), or choose another graphroot"
-        yield error(f"{root} was first used with the driver {facts.history.driver}.", why, fix)
+        yield kind(f"{root} was first used with the driver {facts.history.driver}.", why, fix)
 
 
 def former_runroot(facts: Facts) -> Iterator[Finding]:
@@ -144,7 +146,7 @@ def lost_system_keys(facts: Facts) -> Iterator[Finding]:
     machine, system = facts.machine, facts.system
     if machine.podman >= 6 or not machine.rootless or not system or system.path in {file.path for file in facts.files}:
         return
-    options = system.data.get("storage", {}).get("options", {})
+    options = table(system.data, "storage", "options")
     wanted = {item for item in options.get("additionalimagestores", []) if isinstance(item, str)}
     lost = sorted(wanted - {store.path for store in facts.stores})
     if lost:
@@ -197,7 +199,7 @@ def runtime_dir(facts: Facts) -> Iterator[Finding]:
 
 def cgroup_manager(facts: Facts) -> Iterator[Finding]:
     """Report a cgroup manager that needs the systemd user session a Slurm job does not have."""
-    manager = facts.engine.get("engine", {}).get("cgroup_manager", "systemd")
+    manager = table(facts.engine, "engine").get("cgroup_manager", "systemd")
     if "SLURM_JOB_ID" in facts.machine.environ and manager != "cgroupfs":
         why = "In a job there is no systemd session to ask for a cgroup; containers fail or leave the job's cgroup."
         fix = f'in containers.conf, [engine] cgroup_manager = "cgroupfs" ({_REGENERATE})'

@@ -72,12 +72,12 @@ def gather(machine: Machine, mounts: Sequence[Mount], *, stores: bool = True) ->
     system_path = system_file(machine)
     system = read_conf(system_path) if system_path else None
     inherited = system if system and _inherits(machine, files) else None
-    storage = _inherited(inherited) if inherited else _table(_merged(files), "storage")
+    storage = _inherited(inherited) if inherited else table(_merged(files), "storage")
     engine = tuple(read_conf(path) for path in engine_files(machine))
     origins = files or ((inherited,) if inherited else ())
     graphroot = place(machine, mounts, *_graphroot(machine, storage), origins)
-    options = _table(storage, "options")
-    overlay = _table(options, "overlay")
+    options = table(storage, "options")
+    overlay = table(options, "overlay")
     program = str(overlay.get("mount_program") or options.get("mount_program") or "")
     named = options.get("additionalimagestores") if stores else None
     return Facts(
@@ -123,8 +123,8 @@ def _inherits(machine: Machine, files: tuple[ConfFile, ...]) -> bool:
 
 def _inherited(system: ConfFile) -> dict[str, Any]:
     """Return what a rootless user of Podman <= 5 gets of the system file (getRootlessStorageOpts)."""
-    storage = _table(system.data, "storage")
-    overlay = _table(_table(storage, "options"), "overlay")
+    storage = table(system.data, "storage")
+    overlay = table(storage, "options", "overlay")
     got = {key: storage[key] for key in ("driver", "rootless_storage_path") if key in storage}
     chown = {key: overlay[key] for key in ("ignore_chown_errors",) if key in overlay}
     return got | ({"options": {"overlay": chown}} if chown else {})
@@ -150,9 +150,12 @@ def _overlaid(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _table(data: dict[str, Any], key: str) -> dict[str, Any]:
-    value = data.get(key)
-    return value if isinstance(value, dict) else {}
+def table(data: dict[str, Any], *keys: str) -> dict[str, Any]:
+    """Return a table inside of tables; empty where there is none, or something else has its name."""
+    for key in keys:
+        value = data.get(key)
+        data = value if isinstance(value, dict) else {}
+    return data
 
 
 def _graphroot(machine: Machine, storage: dict[str, Any]) -> tuple[str, str]:
@@ -203,7 +206,7 @@ def _is_systemd() -> bool:
 def place(machine: Machine, mounts: Sequence[Mount], raw: str, default: str, files: tuple[ConfFile, ...]) -> Place:
     """Find out what a configured path means and lies on; it need not exist yet."""
     path = expand(raw, machine) if raw else default
-    origin = next((file.path for file in reversed(files) if raw and raw in _table(file.data, "storage").values()), "")
+    origin = next((file.path for file in reversed(files) if raw and raw in table(file.data, "storage").values()), "")
     real = _nearest(path)
     under = [mount for mount in mounts if _inside(real, mount.target)]
     mount = max(under, key=lambda item: len(item.target.rstrip("/")), default=None)

@@ -16,6 +16,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from itertools import islice, pairwise
 
+from squashmount.host import is_initial
+from squashmount.idmap import read_id_map
+
 from ..finding import Fact, Finding, error, info, warning
 from ..ids import libsubid
 from ..ids.libsubid import Kind, Pair
@@ -37,6 +40,9 @@ _RESERVED = (
     (65534, 65536, "nobody and the 16-bit -1"),
 )
 _KINDS: tuple[tuple[Kind, str], ...] = (("uid", "/etc/subuid"), ("gid", "/etc/subgid"))
+_OVERFLOW = 65534
+"""Whom files of ids that a user namespace does not map belong to in it, root's too (user_namespaces(7))."""
+
 _SHOWN = 10
 _MOST_LINES = 500_000
 """Of /etc/subuid; a second's work."""
@@ -152,7 +158,8 @@ def _files(node: Node) -> Iterator[Finding]:
 
 def _owner(path: str, status: os.stat_result) -> Iterator[Finding]:
     mode = stat.S_IMODE(status.st_mode)
-    if status.st_uid or mode & 0o022:
+    owner = 0 if status.st_uid == _OVERFLOW and not is_initial(read_id_map("/proc/self/uid_map")) else status.st_uid
+    if owner or mode & 0o022:
         yield error(
             f"{path} can be written by others than root.",
             "Who writes it can give himself every id, root's too.",

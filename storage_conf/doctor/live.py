@@ -18,7 +18,7 @@ from typing import Any
 from squashmount import linux
 from squashmount.host import which
 
-from ..facts import NETWORK, Facts
+from ..facts import NETWORK, Facts, table
 from ..finding import Fact, Finding, error, warning
 from .causes import NO_NAMESPACE
 from .namespace import IdMaps, NamespaceError, Ranges, in_namespace, podman_arguments, try_map
@@ -226,7 +226,7 @@ def _chown(facts: Facts, place: str, seen: dict[str, int], mapped: int) -> Itera
     if not refused:
         return
     number, code = next(iter(refused.items()))
-    overlay = facts.storage.get("options", {}).get("overlay", {})
+    overlay = table(facts.storage, "options", "overlay")
     ignored = str(overlay.get("ignore_chown_errors", "")).lower() == "true"
     why = f"{_on(facts)}: "
     if code == errno.EINVAL:

@@ -215,6 +215,14 @@ def _cause(node: Node, refused: NamespaceError, *, filtered: bool) -> Finding:
             id="U31",
             evidence=evidence,
         )
+    if refused.code in {errno.EINVAL, errno.ENOSYS} and not filtered:
+        return error(
+            "This kernel has no user namespaces.",
+            "It is built without CONFIG_USER_NS: no rootless Podman, whatever is configured.",
+            "another kernel",
+            id="U31",
+            evidence=evidence,
+        )
     whole = any(mount.target == "/" for mount in map(parse_line, _mount_lines(node)))
     if filtered and whole:
         return error(
@@ -225,12 +233,16 @@ def _cause(node: Node, refused: NamespaceError, *, filtered: bool) -> Finding:
             evidence=evidence,
         )
     return error(
-        "This process lives in a chroot.",
+        "This process lives in a chroot, or a security module forbids namespaces." if whole else _CHROOT,
         "The kernel makes no user namespace there (user_namespaces(7)): `cannot clone: Operation not permitted`.",
-        "enter the tree with pivot_root: bwrap and systemd-nspawn do, chroot and unshare --root do not",
+        "enter the tree with pivot_root: bwrap and systemd-nspawn do, chroot and unshare --root do not"
+        + ("; no chroot: as root look for `userns_create` in the audit log (SELinux, AppArmor)" if whole else ""),
         id="U24",
         evidence=evidence + ("" if whole else "; / is no mount point in /proc/self/mountinfo"),
     )
+
+
+_CHROOT = "This process lives in a chroot."
 
 
 def _mount_lines(node: Node) -> list[str]:

@@ -9,7 +9,7 @@ from squashmount.errors import ToolError
 from squashmount.idmap import IdMap, read_id_map
 from squashmount.process import run
 
-from ..facts import NETWORK, Facts, session_dir
+from ..facts import NETWORK, Facts, session_dir, table
 from ..finding import Fact, Finding, error, info, warning
 from .causes import NO_NAMESPACE
 from .namespace import IdMaps, podman_arguments
@@ -135,7 +135,7 @@ def _no_pause_process(path: str, pid: str) -> Finding:
 
 def _pause_files(node: Node, facts: Facts) -> list[str]:
     """Return where pause.pid may be (podman libpod/runtime.go: tmp_dir, else `libpod/tmp` of the session)."""
-    named = facts.engine.get("engine", {}).get("tmp_dir")
+    named = table(facts.engine, "engine").get("tmp_dir")
     places = [os.path.join(session_dir(facts.machine), "libpod/tmp")]
     if node.uid == 0:
         return []

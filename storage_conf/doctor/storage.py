@@ -11,7 +11,7 @@ from dataclasses import replace
 from squashmount.errors import SquashmountError
 
 from .. import checks, store_checks
-from ..facts import Facts
+from ..facts import Facts, table
 from ..finding import Fact, Finding, Severity, error, info, warning
 from ..ids.libsubid import Pair
 from .causes import NO_RANGES
@@ -98,7 +98,7 @@ def _flags(facts: Facts) -> Iterator[Finding]:
 
 
 def _chown_errors(facts: Facts) -> Iterator[Finding]:
-    overlay = facts.storage.get("options", {}).get("overlay", {})
+    overlay = table(facts.storage, "options", "overlay")
     if str(overlay.get("ignore_chown_errors", "")).lower() == "true":
         yield info(
             "ignore_chown_errors is set.",

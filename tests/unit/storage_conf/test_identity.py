@@ -1,5 +1,6 @@
 """Who the user is and what his files say, with another root in place of the node's."""
 
+import errno
 import os
 import pwd
 from dataclasses import dataclass, field
@@ -137,6 +138,7 @@ def test_a_free_range_is_behind_all_others(node: Place) -> None:
         ({"kernel/apparmor_restrict_unprivileged_userns": "1"}, "0", 0, []),
         ({}, "2", 1, [("U23", Severity.ERROR)]),
         ({}, "0", 1, [("U24", Severity.ERROR)]),
+        ({}, "0", errno.EINVAL, [("U31", Severity.ERROR)]),
     ],
 )
 def test_limits_and_what_refuses_a_namespace(
