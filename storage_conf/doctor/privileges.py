@@ -198,28 +198,14 @@ def _refused(node: Node) -> NamespaceError | None:
 
 def _cause(node: Node, refused: NamespaceError, *, filtered: bool) -> Finding:
     evidence = f"{refused}"
-    if refused.code == errno.ENOSPC:
-        return error(
-            "The limit of user namespaces is reached.",
-            "All your processes on this node share it, and namespaces of dead containers count while one holds them.",
-            _SYSCTL.format("user.max_user_namespaces=28633") + "; as you: podman ps -a, lsns -t user",
-            id="U30",
-            evidence=evidence,
-        )
+    if by_number := _by_number(refused, filtered=filtered):
+        return by_number
     if _number(node, "kernel/apparmor_restrict_unprivileged_userns") == 1:
         return error(
             "AppArmor takes the capabilities away from user namespaces.",
             "Ubuntu 23.10 and later allow them to programs with a profile only; `write failed /proc/self/uid_map`.",
             "as root: an AppArmor profile with `userns,` for podman and for this python, or "
             "sysctl -w kernel.apparmor_restrict_unprivileged_userns=0",
-            id="U31",
-            evidence=evidence,
-        )
-    if refused.code in {errno.EINVAL, errno.ENOSYS} and not filtered:
-        return error(
-            "This kernel has no user namespaces.",
-            "It is built without CONFIG_USER_NS: no rootless Podman, whatever is configured.",
-            "another kernel",
             id="U31",
             evidence=evidence,
         )
@@ -240,6 +226,27 @@ def _cause(node: Node, refused: NamespaceError, *, filtered: bool) -> Finding:
         id="U24",
         evidence=evidence + ("" if whole else "; / is no mount point in /proc/self/mountinfo"),
     )
+
+
+def _by_number(refused: NamespaceError, *, filtered: bool) -> Finding | None:
+    evidence = f"{refused}"
+    if refused.code == errno.ENOSPC:
+        return error(
+            "The limit of user namespaces is reached.",
+            "All your processes on this node share it, and namespaces of dead containers count while one holds them.",
+            _SYSCTL.format("user.max_user_namespaces=28633") + "; as you: podman ps -a, lsns -t user",
+            id="U30",
+            evidence=evidence,
+        )
+    if refused.code in {errno.EINVAL, errno.ENOSYS} and not filtered:
+        return error(
+            "This kernel has no user namespaces.",
+            "It is built without CONFIG_USER_NS: no rootless Podman, whatever is configured.",
+            "another kernel",
+            id="U31",
+            evidence=evidence,
+        )
+    return None
 
 
 _CHROOT = "This process lives in a chroot."

@@ -9,7 +9,7 @@ from typing import Any
 
 from squashmount.atomic import replace_text
 from squashmount.command_line import add_command, say
-from squashmount.errors import SpaceError
+from squashmount.errors import DamagedError, SpaceError
 
 from ..doctor.node import Node
 from ..finding import Finding, Severity, exit_code, summary
@@ -82,6 +82,11 @@ def _diff(args: argparse.Namespace) -> int:
 
 def _now(args: argparse.Namespace) -> Baseline:
     found = read_source(args)
+    if not found.ranges:
+        raise DamagedError(
+            f"A16: {found.source} has not one range: everything would be retired.",
+            hint="may who asks read the ranges? are they below another --base, or in another --schema?",
+        )
     today = datetime.now(tz=UTC).date().isoformat()
     return baseline.current(found.ranges, found.accounts, today=today, source=found.source)
 

@@ -123,7 +123,7 @@ def _failed(code: int, said: str, program: str) -> SquashmountError:
     return ToolError(
         f"A18: {program} ended with code {code}: there is no complete answer, so nothing can be said.",
         details=said.strip(),
-        hint=_HINTS.get(code, "run it by hand, or try it with `--ldap-option -d1`"),
+        hint=_HINTS.get(code, "run it by hand, or try it with `--ldap-option=-d1`"),
     )
 
 

@@ -167,6 +167,16 @@ def _plain(uris: str) -> list[str]:
 
 def complete(site: Site) -> Iterator[Verdict]:
     """A18: everything was answered. A search cut off ends the command; what other servers have is told here."""
+    found = site.inventory
+    if found.kind in {"ldap", "ldif"} and found.ranges and not found.accounts:
+        yield from about(
+            warning,
+            "A18",
+            f"{found.source} has {number(len(found.ranges), 'range')} and no account.",
+            "Whether ranges hold ids of real users (A03), have an owner (A01) and everybody has one (A05) was not seen.",
+            "a --base above users and ranges, or two of them; a dump of both",
+            [found.source],
+        )
     if site.inventory.references:
         yield from about(
             warning,

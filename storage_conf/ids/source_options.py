@@ -42,7 +42,9 @@ def add_source(parser: argparse.ArgumentParser) -> None:
     asked.add_argument("--starttls", action="store_true", help="demand TLS on an ldap:// connection")
     asked.add_argument("--page", type=int, default=1000, metavar="N", help="entries asked at a time (default 1000)")
     asked.add_argument("--timeout", type=float, default=120, metavar="SECONDS", help="for the answer (default 120)")
-    asked.add_argument("--ldap-option", action="append", default=[], metavar="ARG", help="hand ARG to ldapsearch")
+    asked.add_argument(
+        "--ldap-option", action="append", default=[], metavar="ARG", help="hand ARG to ldapsearch: --ldap-option=-d1"
+    )
     asked.add_argument("--schema", choices=("auto", "freeipa", "sssd"), default="auto", help="default: both")
     asked.add_argument(
         "--attribute",

@@ -16,6 +16,7 @@ from directory_lab import (
     SECOND_SUFFIX,
     SIZE,
     SUFFIX,
+    USERS,
     Account,
     Directory,
     directory,
@@ -63,6 +64,18 @@ def test_an_answer_cut_off_is_no_verdict(slapd: Directory, source: str, program:
     assert done.code == 8
     assert f"A18: {program} ended with code 4" in done.err
     assert not done.out
+
+
+def test_half_a_directory_is_told_and_never_a_baseline(slapd: Directory, tmp_path: Path) -> None:
+    said = found(check(slapd, "--anonymous", "--json", base=FREEIPA), 0)
+    assert [one["id"] for one in said["findings"] if one["severity"] == "warning"] == ["A18"]
+    file = tmp_path / "baseline"
+    words = (PROGRAM, "ids", "baseline", "save", str(file), "--uri", slapd.uri, "--anonymous", "--base")
+    run(*words, SUFFIX).ok()
+    before = file.read_bytes()
+    done = run(*words, USERS)
+    assert (done.code, "everything would be retired" in done.err) == (10, True)
+    assert file.read_bytes() == before
 
 
 def test_a_server_that_is_not_there(slapd: Directory) -> None:
