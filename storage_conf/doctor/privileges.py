@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from squashmount.mountinfo import parse_line
 
-from ..finding import Finding, error, info, warning
+from ..finding import Finding, Severity, error, info, warning
 from .namespace import IdMaps, NamespaceError, in_namespace
 from .node import Node
 from .probe import Probe
@@ -136,7 +136,7 @@ def _namespaces(node: Node, *, filtered: bool) -> Iterator[Finding]:
     """Read the limits, and only where they allow a namespace try to make one."""
     found = list(_limits(node))
     yield from found
-    refused = None if found else _refused(node)
+    refused = None if any(one.severity is Severity.ERROR for one in found) else _refused(node)
     if refused is None:
         if filtered and not found:
             yield _filter()

@@ -22,6 +22,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
+from squashmount.errors import HostError
+
 from ..finding import Fact, Finding, Severity, error, warning
 from .node import Node
 
@@ -135,7 +137,16 @@ def _start(probe: Probe, node: Node, others: Sequence[int]) -> _Child:
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     reader, writer = os.pipe2(os.O_CLOEXEC)
-    pid = os.fork()
+    try:
+        pid = os.fork()
+    except OSError as err:  # RLIMIT_NPROC, pids.max
+        for pipe in (reader, writer):
+            os.close(pipe)
+        raise HostError(
+            f"No process can be started: {os.strerror(err.errno or 0)}.",
+            details="Podman needs several for each container.",
+            hint="end some of yours (ps -u $USER); `ulimit -u`, and pids.max of the job's cgroup are the limits",
+        ) from err
     if pid == 0:
         _as_child(probe, node, reader, writer, others)
     os.close(writer)

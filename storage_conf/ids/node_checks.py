@@ -173,7 +173,7 @@ def complete(site: Site) -> Iterator[Verdict]:
             warning,
             "A18",
             f"{found.source} has {number(len(found.ranges), 'range')} and no account.",
-            "Whether ranges hold ids of real users (A03), have an owner (A01) and everybody has one (A05) was not seen.",
+            "Whether ranges hold ids of real users (A03), have an owner (A01), and who has none (A05) was not seen.",
             "a --base above users and ranges, or two of them; a dump of both",
             [found.source],
         )

@@ -138,6 +138,7 @@ def test_a_free_range_is_behind_all_others(node: Place) -> None:
         ({"kernel/apparmor_restrict_unprivileged_userns": "1"}, "0", 0, []),
         ({}, "2", 1, [("U23", Severity.ERROR)]),
         ({}, "0", 1, [("U24", Severity.ERROR)]),
+        ({"user/max_user_namespaces": "999"}, "0", 1, [("U30", Severity.WARNING), ("U24", Severity.ERROR)]),
         ({}, "0", errno.EINVAL, [("U31", Severity.ERROR)]),
     ],
 )

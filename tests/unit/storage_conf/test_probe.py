@@ -1,5 +1,6 @@
 """Probes of the doctor run in children: none can hang it, crash it, or print through it."""
 
+import errno
 import os
 import signal
 import time
@@ -10,6 +11,8 @@ import pytest
 from squashmount.storage_conf.doctor.node import Node
 from squashmount.storage_conf.doctor.probe import Probe, examine, run_all
 from squashmount.storage_conf.finding import Fact, Finding, Severity, error, info
+
+from squashmount.errors import HostError
 
 NODE = Node(environ={}, uid=os.getuid(), gid=os.getgid())
 
@@ -163,3 +166,12 @@ def test_what_was_not_chosen_explains_nothing() -> None:
 def test_probes_that_wait_for_each_other_are_a_mistake() -> None:
     with pytest.raises(ValueError, match="U42, U43"):
         examine([after("U42", "U43"), after("U43", "U42"), said(Severity.INFO)], NODE)
+
+
+def test_a_node_without_room_for_a_process_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused() -> int:
+        raise BlockingIOError(errno.EAGAIN, "fork")
+
+    monkeypatch.setattr(os, "fork", refused)
+    with pytest.raises(HostError, match="No process can be started: Resource temporarily unavailable"):
+        run_all([seen(1)], NODE)
