@@ -90,7 +90,9 @@ def podmans_maps(node: Node) -> tuple[list[Extent], list[Extent]]:
     """Return the uid and the gid map of a new namespace of Podman's. ToolError with its words when it makes none."""
     with _own_directories(node) as base:
         env = {**node.environ, "XDG_RUNTIME_DIR": base}
-        places = [f"--{name}={base}/{name}" for name in ("root", "runroot", "tmpdir", "network-config-dir")]
+        # the runroot is the directory itself: Podman takes 50 characters, and its own, `containers`, is as long
+        others = (f"--{name}={base}/{name}" for name in ("root", "tmpdir", "network-config-dir"))
+        places = [f"--runroot={base}", *others]
         # paste: both in one answer, and `cat` alone would not tell where the first one ends
         files = [f"/proc/self/{kind}_map" for kind in _FILES]
         out = run(
@@ -104,7 +106,7 @@ def podmans_maps(node: Node) -> tuple[list[Extent], list[Extent]]:
 def _own_directories(node: Node) -> Iterator[str]:
     """Give a directory for Podman in the runtime directory; its pause process ends with it."""
     runtime = node.runtime_dir
-    base = tempfile.mkdtemp(prefix="doctor-", dir=runtime if os.access(runtime, os.W_OK | os.X_OK) else None)
+    base = tempfile.mkdtemp(prefix="dr", dir=runtime if os.access(runtime, os.W_OK | os.X_OK) else None)
     try:
         yield base
     finally:

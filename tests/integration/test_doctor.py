@@ -108,6 +108,16 @@ def test_a_healthy_user_hears_nothing_and_finds_nothing_new(doctor: Doctor, dora
     assert run("pgrep", "-u", str(UID)).out == "", "the pause process of the question is gone"
 
 
+def test_a_runtime_directory_whose_name_is_as_long_as_podman_takes(doctor: Doctor) -> None:
+    runtime = f"/run/user/{UID}/".ljust(39, "x")
+    os.mkdir(runtime, 0o700)
+    os.chown(runtime, UID, UID)
+    try:
+        assert doctor(env={"XDG_RUNTIME_DIR": runtime}).mine == set()
+    finally:
+        run("rm", "-rf", runtime).ok()
+
+
 LINES = {
     "no range": ("U07", []),
     "CRLF": ("U06", [f"dora:{START}:65536\r"]),
