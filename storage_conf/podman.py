@@ -5,10 +5,10 @@ storage/pkg/configfile/parse.go (Podman 6); what 4.3.1 and 5.4.2 do was tried on
 Debian 12 and 13.
 """
 
+import functools
 import os
 import pwd
 import re
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -65,27 +65,56 @@ class Machine:
         return self.environ.get("XDG_RUNTIME_DIR", "")
 
 
-def podman_major(program: str = "podman") -> int:
-    """Ask the installed Podman how it reads its files: as 4, 5 or 6. ToolError when it is missing or older than 4.
+@dataclass(frozen=True)
+class Installed:
+    """The podman that is here: what it calls itself ("5.8.6"), and as which of SUPPORTED it reads its files."""
+
+    version: str
+    dialect: int
+
+    @property
+    def major(self) -> int:
+        """Return the first number of the version."""
+        return int(self.version.partition(".")[0])
+
+
+def installed(environ: Mapping[str, str], *, program: str = "podman", timeout: float = 20.0) -> Installed:
+    """Ask podman for its version and how it reads its files; `timeout` in seconds. ToolError: missing, or no answer.
 
     Debian's 5.8 reads them as 6 does (seen with 5.8.6): a 5 is asked whether it knows a variable that came with it.
     """
+    good = _file_in_memory(b'[storage]\ndriver = "overlay"\ngraphroot = "/nonexistent"\nrunroot = "/nonexistent"\n')
+    broken = _file_in_memory(b"[")
     # podman reads its files even for --version and fails on a broken one, which is what `check` is asked to explain
-    with tempfile.NamedTemporaryFile("w", suffix=".conf") as good, tempfile.NamedTemporaryFile("w") as broken:
-        good.write('[storage]\ndriver = "overlay"\ngraphroot = "/nonexistent"\nrunroot = "/nonexistent"\n')
-        good.flush()
-        broken.write("[")
-        broken.flush()
-        env = dict(os.environ) | {"CONTAINERS_STORAGE_CONF": good.name, "CONTAINERS_CONF": os.devnull}
-        env.pop(OVERRIDE, None)
-        hint = "install podman, or name the version: --podman 4|5|6"
-        out = run(program, "--version", env=env, timeout=20, hint=hint)
-        found = re.search(r"(\d+)\.\d+", out)
-        if not found or int(found[1]) < SUPPORTED[0]:
-            raise ToolError(f"This Podman is not supported: {out.strip()}.", hint="Podman 4, 5 or 6 is needed")
-        if int(found[1]) == 5 and not run(program, "--version", ok=(0, 1, 125), env=env | {OVERRIDE: broken.name}):
-            return 6
-        return min(int(found[1]), SUPPORTED[-1])
+    env = dict(environ) | {"CONTAINERS_STORAGE_CONF": f"/proc/self/fd/{good}", "CONTAINERS_CONF": os.devnull}
+    env.pop(OVERRIDE, None)
+    asked = functools.partial(run, program, "--version", timeout=timeout, pass_fds=(good, broken))
+    try:
+        said = asked(env=env, hint="install podman, or name the version: --podman 4|5|6").strip()
+        found = re.search(r"\d+(?:\.\d+)+\S*", said)
+        if not found:
+            raise ToolError(f"This is no Podman: {said}.")
+        this = Installed(found[0], min(int(found[0].partition(".")[0]), SUPPORTED[-1]))
+        if this.major != 5 or asked(env=env | {OVERRIDE: f"/proc/self/fd/{broken}"}, ok=(0, 1, 125)):
+            return this
+        return Installed(this.version, 6)
+    finally:
+        os.close(good)
+        os.close(broken)
+
+
+def _file_in_memory(content: bytes) -> int:
+    file = os.memfd_create("podman.conf")
+    os.write(file, content)
+    return file
+
+
+def podman_major(program: str = "podman") -> int:
+    """Ask the installed Podman how it reads its files: as 4, 5 or 6. ToolError when it is missing or older than 4."""
+    found = installed(os.environ, program=program)
+    if found.dialect < SUPPORTED[0]:
+        raise ToolError(f"This Podman is not supported: {found.version}.", hint="Podman 4, 5 or 6 is needed")
+    return found.dialect
 
 
 def storage_files(machine: Machine) -> tuple[str, ...]:

@@ -25,7 +25,7 @@ from squashmount.errors import SpaceError, UsageError
 from ..finding import Fact
 from ..ids.libsubid import subid_lines
 from .node import Node
-from .places import configuration, podman_version
+from .places import configuration, podman
 from .probe import Probe, run_all
 
 _ENVIRONMENT = re.compile(
@@ -202,7 +202,7 @@ def _of_the_node(node: Node) -> Iterator[Fact]:
     redact = redaction(node)
     lines = subid_lines(node.text("/etc/nsswitch.conf") or "")
     parts = {
-        "versions": f"squashmount {version('squashmount')}\npodman {podman_version(node)}\n{' '.join(_uname())}\n",
+        "versions": f"squashmount {version('squashmount')}\npodman {_podman(node)}\n{' '.join(_uname())}\n",
         "os-release": node.text("/etc/os-release") or "",
         "environment": _environment(node),
         "mountinfo": _mountinfo(node),
@@ -213,6 +213,11 @@ def _of_the_node(node: Node) -> Iterator[Fact]:
         "subgid": _own_lines(node, "/etc/subgid"),
     }
     yield from (Fact(name, redact(text[:_TEXT_LIMIT])) for name, text in parts.items())
+
+
+def _podman(node: Node) -> str:
+    found = podman(node)
+    return found.version if found else ""
 
 
 def _of_the_configuration(node: Node) -> Iterator[Fact]:

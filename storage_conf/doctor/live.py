@@ -23,7 +23,7 @@ from ..finding import Fact, Finding, error, warning
 from .causes import NO_NAMESPACE
 from .namespace import IdMaps, NamespaceError, Ranges, in_namespace, podman_arguments, try_map
 from .node import Node
-from .places import configuration, nameless_file, nearest, own_ranges, podman_version
+from .places import configuration, nameless_file, nearest, own_ranges
 from .probe import Probe
 
 _NOBODY, _LAST = 65534, 65535
@@ -36,7 +36,7 @@ def live(node: Node) -> Iterator[Finding | Fact]:
     """Make Podman's namespace, and in it the overlay, files of other owners, and attributes."""
     uids, gids = own_ranges(node)
     maps = IdMaps(node.uid, node.gid, uids, gids)
-    facts = configuration(node, podman_version(node))
+    facts = configuration(node)
     place = nearest(facts.graphroot.path)
     try:
         seen = in_namespace(node, maps, lambda: _look(place, ids=() if maps.single else _CHOWN_TO))

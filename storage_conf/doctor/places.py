@@ -5,52 +5,34 @@ Each probe is a process of its own and asks again: all of it together costs less
 
 import errno
 import os
-import re
 
 from squashmount.errors import ToolError
 from squashmount.mountinfo import Mount, parse_line
-from squashmount.process import run
 
 from ..facts import Facts, gather
 from ..ids.libsubid import Pair, ranges_of
-from ..podman import SUPPORTED, Machine
+from ..podman import SUPPORTED, Installed, Machine, installed
 from .node import Node
 
 NEWEST = 5
 """The Podman whose rules are taken where none answers."""
 
 
-_NOWHERE = b'[storage]\ndriver = "overlay"\ngraphroot = "/nonexistent"\nrunroot = "/nonexistent"\n'
-
-
-def podman_version(node: Node) -> str:
-    """Return what the installed Podman calls itself ("4.3.1"); empty where it does not answer in 2 s."""
-    # it reads its files even for --version and fails on a broken one, which is what is to be explained
-    file = os.memfd_create("storage.conf")
+def podman(node: Node) -> Installed | None:
+    """Return the installed Podman; None where it does not answer in 2 s."""
     try:
-        os.write(file, _NOWHERE)
-        files = {"CONTAINERS_STORAGE_CONF": f"/proc/self/fd/{file}", "CONTAINERS_CONF": os.devnull}
-        out = run("podman", "--version", env={**node.environ, **files}, timeout=2.0, pass_fds=[file])
+        return installed(node.environ, timeout=2.0)
     except ToolError:
-        return ""
-    finally:
-        os.close(file)
-    found = re.search(r"version (\d+\.\d+\S*)", out)
-    return found[1] if found else ""
+        return None
 
 
-def major(version: str) -> int:
-    """Return which of the supported dialects a version speaks."""
-    number = int(version.partition(".")[0]) if version else NEWEST
-    return min(max(number, SUPPORTED[0]), SUPPORTED[-1])
-
-
-def configuration(node: Node, version: str = "", *, stores: bool = False) -> Facts:
+def configuration(node: Node, *, stores: bool = False) -> Facts:
     """Return what Podman would read for this user; additional stores, which may hang, only when asked for."""
+    found = podman(node)
     machine = Machine(
         node.environ,
         node.uid,
-        major(version),
+        max(found.dialect, SUPPORTED[0]) if found else NEWEST,
         etc=node.path("/etc/containers"),
         vendor=node.path("/usr/share/containers"),
     )

@@ -29,7 +29,7 @@ from ..facts import Facts
 from ..finding import Fact, Finding, error, info, warning
 from .namespace import IdMaps, NamespaceError, in_namespace
 from .node import Node
-from .places import configuration, own_ranges, podman_version
+from .places import configuration, own_ranges
 from .probe import Probe
 
 STORE_SECONDS = 1.5
@@ -90,7 +90,7 @@ _S_IDS = {
 
 def stores(node: Node) -> Iterator[Finding | Fact]:
     """Look at every additional store, each in a child of its own: one that hangs must not hide the others."""
-    facts = configuration(node, podman_version(node))
+    facts = configuration(node)
     named = named_stores(facts)
     if named:
         yield Fact("stores", ", ".join(named))

@@ -16,7 +16,7 @@ from ..finding import Fact, Finding, Severity, error, info, warning
 from ..ids.libsubid import Pair
 from .causes import NO_RANGES
 from .node import Node
-from .places import configuration, major, nameless_file, nearest, own_ranges, podman_version
+from .places import configuration, nameless_file, nearest, own_ranges, podman
 from .probe import Probe
 
 _MIB = 1 << 20
@@ -48,10 +48,9 @@ _OF_THE_FILES = (
 
 def storage(node: Node) -> Iterator[Finding | Fact]:
     """Judge the places and the files that name them."""
-    version = podman_version(node)
-    facts = configuration(node, version)
-    if version:
-        yield Fact("podman", f"{version} (read as Podman {major(version)})")
+    facts = configuration(node)
+    if found := podman(node):
+        yield Fact("podman", f"{found.version} (reads its files as Podman {facts.machine.podman})")
     yield Fact("storage.conf", ", ".join(file.path for file in facts.files) or "none of this user")
     for name, place in (("graphroot", facts.graphroot), ("runroot", facts.runroot)):
         yield Fact(name, f"{place.path} ({place.fstype or 'unknown'} on {place.target or '?'})")

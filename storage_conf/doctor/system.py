@@ -11,8 +11,9 @@ from squashmount.host import which
 from squashmount.process import run_both
 
 from ..finding import Fact, Finding, error, info, warning
+from ..podman import SUPPORTED
 from .node import Node
-from .places import major, podman_version
+from .places import podman
 from .probe import Probe
 
 _CGROUPS = "/sys/fs/cgroup"
@@ -25,8 +26,8 @@ def cgroups(node: Node) -> Iterator[Finding | Fact]:
     if not os.path.exists(node.path(f"{_CGROUPS}/cgroup.controllers")):
         kind = "v1 and v2 (hybrid)" if os.path.isdir(node.path(f"{_CGROUPS}/unified")) else "v1"
         yield Fact("cgroup", kind)
-        version = podman_version(node)
-        report = error if version and major(version) >= 6 else warning
+        found = podman(node)
+        report = error if found and found.major >= 6 else warning
         yield report(
             f"This node has cgroups {kind}.",
             "Rootless containers get no limits there, crun drops its controllers in hybrid mode, Podman 5 warns and "
@@ -121,15 +122,17 @@ def versions(node: Node) -> Iterator[Finding | Fact]:
         )
     if not which("podman"):
         yield error("podman is not installed.", "Nothing runs without it.", "as root: apt-get install podman", id="U80")
-    elif not (version := podman_version(node)):
+    elif not (this := podman(node)):
         yield error(
             "podman does not tell its version.",
             "It is broken, or hangs: it was asked with an empty configuration.",
             "podman --version",
             id="U80",
         )
-    elif int(version.partition(".")[0]) < 4:
-        yield error(f"Podman {version} is too old.", "Podman 4, 5 or 6 is needed.", "install a newer one", id="U80")
+    elif this.major < SUPPORTED[0]:
+        yield error(
+            f"Podman {this.version} is too old.", "Podman 4, 5 or 6 is needed.", "install a newer one", id="U80"
+        )
     if not (found["crun"] or found["runc"]):
         yield error(
             "Neither crun nor runc is installed.",

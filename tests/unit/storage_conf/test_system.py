@@ -6,6 +6,7 @@ import pytest
 from squashmount.storage_conf.doctor import system
 from squashmount.storage_conf.doctor.node import Node
 from squashmount.storage_conf.finding import Fact, Finding
+from squashmount.storage_conf.podman import Installed
 
 
 @pytest.mark.parametrize(
@@ -21,7 +22,8 @@ def test_u60(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str, podman: str, kind: str, severity: str
 ) -> None:
     (tmp_path / "sys/fs/cgroup" / folder).mkdir(parents=True)
-    monkeypatch.setattr(system, "podman_version", lambda _node: podman)
+    installed = Installed(podman, int(podman[0])) if podman else None
+    monkeypatch.setattr(system, "podman", lambda _node: installed)
     fact, finding = system.cgroups(Node(environ={}, uid=1000, gid=1000, root=str(tmp_path)))
     assert fact == Fact("cgroup", kind)
     assert isinstance(finding, Finding)
