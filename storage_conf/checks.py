@@ -167,8 +167,9 @@ def env_graphroot(facts: Facts) -> Iterator[Finding]:
 
 
 def deprecated_path(facts: Facts) -> Iterator[Finding]:
-    """Report the old key: Podman 6 wants graphroot in a rootless drop-in."""
-    if facts.machine.podman >= 6 and "rootless_storage_path" in facts.storage:
+    """Report the old key: Podman 6 wants graphroot in a rootless drop-in. A file for all says the same with both."""
+    old = facts.storage.get("rootless_storage_path")
+    if facts.machine.podman >= 6 and old is not None and old != facts.storage.get("graphroot"):
         ignored = "graphroot" in facts.storage
         what = "is ignored: graphroot is set too" if ignored else "is deprecated in Podman 6"
         why = "Podman 6 reads graphroot for rootless users, from drop-ins of their own."

@@ -260,7 +260,7 @@ def _reach(
                     warning(f"{key} does not reach rootless users", why, "squashmount-conf generate --site"),
                 )
     old = storage.get("rootless_storage_path")
-    if old is not None and machine.podman >= 6:
+    if old is not None and machine.podman >= 6 and old != storage.get("graphroot"):
         ignored = "is ignored: graphroot is set too" if "graphroot" in storage else "is deprecated in Podman 6"
         fix = "graphroot in /etc/containers/storage.rootless.conf.d: squashmount-conf generate --podman 6"
         yield (

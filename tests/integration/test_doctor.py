@@ -142,6 +142,8 @@ LINES = {
 @pytest.mark.parametrize("name", list(LINES))
 def test_lines(doctor: Doctor, name: str) -> None:
     expected, lines = LINES[name]
+    if name == "overflow" and libsubid.abi() == 6:
+        expected = "U07"  # shadow 4.20 does not give such a range at all
     give(*lines)
     said = doctor()
     assert (said.mine, said.errors, said.code) == ({expected}, {expected}, 11)

@@ -198,7 +198,7 @@ CASES: list[tuple[str, Severity, int, Break]] = [
     ("env_graphroot", E, 5, env_file),
     ("lost_system_keys", W, 5, system_store),
     ("lost_system_keys", W, 4, system_store_no_user_file),
-    ("deprecated_path", W, 6, lambda _: None),
+    ("deprecated_path", W, 6, swap('rootless_storage_path = "', 'rootless_storage_path = "/else')),
     ("no_store", I, 5, swap("additionalimagestores", "#")),
     ("unusable_store", E, 5, swap("/store", "/gone")),
     ("incomplete_store", E, 5, store_without("overlay-images/images.lock")),
