@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 from squashmount.errors import HostError
 
-from ..finding import Fact, Finding, Severity, error, warning
+from ..finding import Fact, Finding, Severity, error
 from .node import Node
 
 _LIMIT = 1 << 20
@@ -51,7 +51,10 @@ class Probe:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was found, in the order of the probes, and the ids that were not looked at, with the id of the cause."""
+    """What was found, in the order of the probes, and the ids that were not looked at, with the id of the cause.
+
+    Of a probe that crashed no id was looked at; the cause is the first of them, under which the crash is told.
+    """
 
     findings: tuple[Finding, ...]
     facts: dict[str, str]
@@ -102,7 +105,9 @@ def examine(probes: Sequence[Probe], node: Node, *, at_once: int = 8) -> Outcome
             for child in _ready(selector, children):
                 selector.unregister(child.pipe)
                 del children[child.pipe]
-                found[child.probe] = _answer(child)
+                found[child.probe], crashed = _answer(child)
+                if crashed:
+                    skipped |= dict.fromkeys(child.probe.ids, child.probe.ids[0])
     answers = [answer for probe in probes for answer in found[probe]]
     return Outcome(
         findings=tuple(answer for answer in answers if isinstance(answer, Finding)),
@@ -199,17 +204,18 @@ def _ready(selector: selectors.BaseSelector, children: dict[int, _Child]) -> Ite
     yield from over
 
 
-def _answer(child: _Child) -> list[Finding | Fact]:
+def _answer(child: _Child) -> tuple[list[Finding | Fact], bool]:
+    """Return what a child found, and whether it crashed: then nobody has looked at its ids."""
     late = time.monotonic() >= child.end
     os.close(child.pipe)
     _kill(child.pid)
     try:
         said = json.loads(child.said)
     except ValueError:
-        return [_silent(child.probe, late=late)]
+        return [_silent(child.probe, late=late)], False
     if "bug" in said:
-        return [_bug(child.probe, said["bug"])]
-    return [_from_json(item) for item in said["answers"]]
+        return [_bug(child.probe, said["bug"])], True
+    return [_from_json(item) for item in said["answers"]], False
 
 
 def _kill(pid: int) -> None:
@@ -247,9 +253,9 @@ def _silent(probe: Probe, *, late: bool) -> Finding:
 
 
 def _bug(probe: Probe, text: str) -> Finding:
-    return warning(
+    return error(
         f"{probe.title} failed in a way nobody foresaw.",
-        "This is a mistake of squashmount-conf.",
+        "This is a mistake of squashmount-conf: what it would have looked at may be wrong or right.",
         "report it with what is seen here",
         id=probe.ids[0],
         evidence=text.strip(),

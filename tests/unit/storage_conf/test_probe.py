@@ -92,9 +92,11 @@ def test_one_that_dies_or_has_a_bug_is_told_and_the_others_go_on() -> None:
         raise ZeroDivisionError
         yield
 
-    found = run_all([Probe(("U1",), "The first", dies), Probe(("U2",), "The second", wrong), seen(1)], NODE)
+    outcome = examine([Probe(("U1",), "The first", dies), Probe(("U2", "U3"), "The second", wrong), seen(1)], NODE)
+    found = outcome.findings
     assert "died without an answer" in found[0].what
-    assert found[1].severity is Severity.WARNING
+    assert (found[1].id, found[1].severity) == ("U2", Severity.ERROR)  # nobody has shown that the node is healthy
+    assert outcome.skipped == {"U2": "U2", "U3": "U2"}
     assert "ZeroDivisionError" in found[1].evidence
     assert found[2].id == "U1"
 
