@@ -1,5 +1,8 @@
 """What explains other findings: the ids for `Probe.explained_by`, in one place."""
 
+ELSEWHERE = "S09"
+"""Error after which every other check would judge another user's Podman."""
+
 NO_RANGES = ("U01", "U02", "U03", "U04", "U05", "U06", "U07", "U08", "U10", "U11", "U12", "U13")
 """Errors after which nobody can say which ids are the user's, or nobody would map them."""
 

@@ -13,6 +13,7 @@ from squashmount.errors import UsageError
 
 from ..finding import Finding, exit_code, summary
 from ..options import EPILOG
+from .causes import ELSEWHERE
 from .node import Node
 from .probe import Outcome, Probe, examine
 
@@ -20,6 +21,7 @@ FORMAT = 1
 """Of the JSON object; it grows with keys, and changes when one means something else."""
 
 MODULES = (
+    "surroundings",
     "identity",
     "privileges",
     "session",
@@ -118,11 +120,15 @@ def _doctor(args: argparse.Namespace) -> int:
 
 
 def all_probes() -> tuple[Probe, ...]:
-    """Return every probe there is, in the order their findings are told."""
+    """Return every probe there is, in the order their findings are told; none judges the wrong user (S09)."""
     from importlib import import_module  # noqa: PLC0415 - the other commands do without them
 
     modules = (import_module(f".{name}", __package__) for name in MODULES)
-    return tuple(probe for module in modules for probe in module.PROBES)
+    probes = (probe for module in modules for probe in module.PROBES)
+    return tuple(
+        probe if ELSEWHERE in probe.ids else replace(probe, explained_by=(ELSEWHERE, *probe.explained_by))
+        for probe in probes
+    )
 
 
 def examined(probes: Sequence[Probe], only: str | None = None, *, baseline: str = "") -> Report:

@@ -30,7 +30,7 @@ SHOWN = {
         *("U40", "U41", "U42", "U43", "U45", "U46", "U53", "U61", "U70", "U71", "U80", "U81", "U82"),
         *("S01", "S02", "S03", "S04", "S05", "S07", "S08"),
     ),
-    "test_doctor_ids.py": ("U44", "U52", "U60", "S06"),
+    "test_doctor_ids.py": ("U44", "U52", "U60", "S06", "S09"),
 }
 NOT_SHOWN: dict[str, str] = {}
 """Id: why no test can make the fault here."""
@@ -126,6 +126,28 @@ def test_a_table_that_is_a_number_is_no_mistake_of_ours(
 def test_in_a_user_namespace_roots_files_are_not_somebodys(frida: User, product: Path) -> None:
     command = (str(product / "bin/squashmount-conf"), "doctor", "--json", "--only", "U06")
     assert json.loads(frida.run("unshare", "-Ur", *command).out)["findings"] == []
+
+
+def test_s09_in_podman_unshare_nothing_is_judged_for_the_wrong_user(frida: User, product: Path) -> None:
+    environ = {"XDG_RUNTIME_DIR": f"/run/user/{frida.uid}"}
+    command = (str(product / "bin/squashmount-conf"), "doctor", "--json")
+    try:
+        for around in (("podman", "unshare"), ("unshare", "-Ur")):
+            done = frida.run(*around, *command, env=environ)
+            said = json.loads(done.out)
+            assert [f"{one['severity']} {one['id']}" for one in said["findings"]] == ["error S09"], said
+            assert (done.code, said["checked"], set(said["skipped"].values())) == (11, ["S09"], {"S09"})
+            assert f"0 {frida.uid} 1" in said["findings"][0]["evidence"].replace("  ", " ")
+    finally:
+        frida.run("podman", "system", "migrate", env=environ)
+        run("rm", "-rf", f"{frida.home}/.local", f"{frida.home}/.config").ok()
+
+
+def test_s09_who_keeps_his_ids_in_a_namespace_is_told_and_examined(frida: User, product: Path) -> None:
+    done = frida.run("unshare", "-Uc", str(product / "bin/squashmount-conf"), "doctor", "--json")
+    said = json.loads(done.out)
+    assert [one["severity"] for one in said["findings"] if one["id"] == "S09"] == ["info"]
+    assert "U07" in said["checked"]
 
 
 def test_a_podman_without_any_configuration_is_told_but_works(frida: User, product: Path) -> None:
