@@ -175,10 +175,11 @@ def _lines(path: str, faults: Iterator[Fault], mine: set[str]) -> Iterator[Findi
     told = (fault for fault in faults if fault.code not in {"duplicate", "overflow"})
     for fault in islice(told, _SHOWN):
         whole = fault.code in {"newline", "nul"} and libsubid.abi() >= 6
-        bad = whole or (fault.code != "newline" and fault.name.casefold() in own)
+        everything = fault.code == "everything"  # whoever has it, he can become root here
+        bad = whole or everything or (fault.code != "newline" and fault.name.casefold() in own)
         yield (error if bad else warning)(
             f"{path}: {fault.what}.",
-            "The whole file is refused." if whole else _MEANS[bad],
+            "The whole file is refused." if whole else _EVERYTHING if everything else _MEANS[bad],
             "as root: " + fault.fix.replace("FILE", path),
             id="U06",
             evidence=f"{path}:{fault.line}: {fault.text}",
@@ -189,6 +190,8 @@ _MEANS = {
     True: "newuidmap passes over such a line or reads another number, without a word.",
     False: "It is not yours, but its owner has no range, and some programs refuse the whole file.",
 }
+
+_EVERYTHING = "Its owner may map any id of this machine, root's and yours too, and read and change all files."
 
 
 # Ranges

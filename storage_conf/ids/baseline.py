@@ -375,19 +375,34 @@ _MEANING = {
 
 _ORDER = tuple(_MEANING)
 
+_MANY_GONE = (
+    Severity.ERROR,
+    "of OLD lost their ranges at once",
+    "Most likely the source is incomplete: a --base too low, an ACL, a file cut off. Saved, they are retired for ever.",
+    "ask for all users (--base, --bind, --schema, --source); ids baseline save --accept only if all of them left",
+)
 
-def findings(changes: Iterable[Difference], *, paths: Iterable[str]) -> list[Finding]:
+
+def _too_many_gone(gone: int, before: int) -> bool:
+    """Tell whether it is rather the answer that lacks them: more than 10 users, and more than one in 20."""
+    return gone > 10 and gone * 20 > before
+
+
+def findings(changes: Iterable[Difference], *, before: int, paths: Iterable[str]) -> list[Finding]:
     """Return one finding for each kind of change, the worst last, with all its users.
 
-    `paths` are templates of where files with subordinate ids lie: $USER, $UID, $HOME.
+    `before` is how many users the baseline has; `paths` are templates of where files with subordinate ids lie: $USER,
+    $UID, $HOME.
     """
     by_change: dict[Change, list[Difference]] = defaultdict(list)
     for one in changes:
         by_change[one.change].append(one)
     made = []
     for change in (one for one in _ORDER if one in by_change):
-        severity, what, why, fix = _MEANING[change]
         users = by_change[change]
+        many_gone = change is Change.REMOVED and _too_many_gone(len(users), before)
+        severity, what, why, fix = _MANY_GONE if many_gone else _MEANING[change]
+        what = what.replace("OLD", f"{before:,}")
         lines = [str(one) for one in users]
         noun = "users" if len(users) > 1 else "user"
         at_risk = change in (Change.MOVED, Change.SHRUNK, Change.REUSED, Change.REMOVED)

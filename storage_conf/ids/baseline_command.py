@@ -35,7 +35,8 @@ def add(commands: Any) -> None:
         "write the baseline; over an old one, what it has and is gone stays as retired",
         _save,
         epilog=EPILOG,
-        more="Nothing is written when ranges were moved, shrunk or reissued, unless --accept is given.",
+        more="Without --accept nothing is written when ranges were moved, shrunk or reissued, or when many users (more "
+        "than 10, and than 5 %) are gone at once.",
     )
     save.add_argument("--accept", action="store_true", help="write it although there are errors")
     diff = add_command(subcommands, "diff", "say what changed since the baseline", _diff, epilog=EPILOG)
@@ -93,7 +94,7 @@ def _now(args: argparse.Namespace) -> Baseline:
 
 def _findings(old: Baseline, new: Baseline, args: argparse.Namespace) -> list[Finding]:
     paths = args.path or [*_graphroot(args.root), "$HOME/.local/share/containers"]
-    return baseline.findings(baseline.differences(old, new), paths=paths)
+    return baseline.findings(baseline.differences(old, new), before=len(old.live()), paths=paths)
 
 
 def _graphroot(root: str) -> list[str]:

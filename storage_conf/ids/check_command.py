@@ -69,7 +69,8 @@ def _since(site: Site, path: str) -> Iterator[Verdict]:
     known = [item for item in site.inventory.ranges if site.owners.uid(item.owner) is not None]  # the others: A01, A05
     accounts = (*site.inventory.accounts, *site.local.accounts)
     new = baseline.current(known, accounts, today="", source=site.inventory.source)
-    for finding in baseline.findings(baseline.differences(old, new), paths=("$HOME/.local/share/containers",)):
+    paths = ("$HOME/.local/share/containers",)
+    for finding in baseline.findings(baseline.differences(old, new), before=len(old.live()), paths=paths):
         items = tuple(finding.evidence.split("\n"))
         yield Verdict(replace(finding, evidence=shortened(items)), items)
 

@@ -22,6 +22,15 @@ def entries(site: Site) -> Iterator[Verdict]:
     groups = defaultdict(list)
     for flaw in site.inventory.flaws:
         groups[flaw.code].append(flaw)
+    everything = groups.pop("everything", [])
+    yield from about(
+        error,
+        "A01",
+        f"{number(len(everything), 'line')} of {site.inventory.source} with 0:0, every id before shadow 4.20.",
+        "newuidmap lets its owner map any id, root's included: he can become root of the host, and read all files.",
+        "remove the line at once, on every node; then look at what its owner did",
+        (f"{flaw.where}: {flaw.what}" for flaw in everything),
+    )
     for flaws in groups.values():
         many = len(flaws)
         unit = number(many, "line", "lines") if site.inventory.kind == "files" else number(many, "entry", "entries")

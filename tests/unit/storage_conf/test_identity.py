@@ -64,6 +64,17 @@ def test_auxiliary_groups_may_be_allowed(node: Place) -> None:
     assert ids(identity.account(other)) == []
 
 
+def test_a_line_that_gives_somebody_else_every_id_is_an_error(node: Place) -> None:
+    write(node, "/etc/subuid", "eve:0:0\n")
+    Path(node.path("/etc/subuid")).chmod(0o644)
+    found = [one for one in findings(identity.source(node)) if "0:0" in one.what]
+    assert [(one.severity, one.id, one.evidence) for one in found] == [
+        (Severity.ERROR, "U06", "/etc/subuid:1: eve:0:0")
+    ]
+    assert "no range" not in found[0].why
+    assert "root's and yours too" in found[0].why
+
+
 @pytest.mark.parametrize(
     ("text", "lines"),
     [

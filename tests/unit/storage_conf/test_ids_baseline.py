@@ -83,7 +83,7 @@ def test_who_gets_ids_that_were_somebody_elses_is_named_even_years_later() -> No
 
 def test_findings_name_the_users_and_the_paths_at_risk() -> None:
     new = base(both("a", (400_000, 100)), both("b", (200_000, 50)))
-    made = findings(differences(OLD, new), paths=["/tmp/containers-$UID", "$HOME/.local/share/containers"])
+    made = findings(differences(OLD, new), before=3, paths=["/tmp/containers-$UID", "$HOME/.local/share/containers"])
     assert [(one.severity, one.id) for one in made] == [
         (Severity.WARNING, "A13"),
         (Severity.ERROR, "A13"),

@@ -103,6 +103,38 @@ def test_baseline_save_and_diff(root: Path, capsys: pytest.CaptureFixture[str]) 
     assert conf(root, "baseline", "diff", str(file)) == 10
 
 
+def test_a_baseline_of_which_many_users_are_gone_at_once_is_not_saved(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = root / "baseline"
+    users = range(2000, 2200)
+    lines = [f"{uid}:{2**31 + uid * 65536}:65536\n" for uid in users]
+    with (root / "etc/passwd").open("a") as passwd:
+        passwd.writelines(f"u{uid}:x:{uid}:{uid}::/:/bin/sh\n" for uid in users)
+
+    def give(some: list[str]) -> None:
+        for kind in ("uid", "gid"):
+            (root / f"etc/sub{kind}").write_text("".join(some))
+
+    give(lines)
+    assert conf(root, "baseline", "save", str(file)) == 0
+    saved = file.read_bytes()
+    give(lines[:100])
+    assert conf(root, "baseline", "diff", str(file)) == 11
+    capsys.readouterr()
+    assert conf(root, "baseline", "save", str(file)) == 11
+    said = capsys.readouterr().out
+    assert "error A13: 100 users of 200 lost their ranges at once" in said
+    assert "why: Most likely the source is incomplete" in said
+    assert file.read_bytes() == saved
+    assert conf(root, "baseline", "save", str(file), "--accept") == 0
+    assert file.read_bytes() != saved
+    file.write_bytes(saved)
+    give(lines[:190])  # ten, and 5 %
+    assert conf(root, "baseline", "save", str(file)) == 0
+    assert "warning A13: 10 users without the range" in capsys.readouterr().out
+
+
 def test_plot_is_the_same_file_for_the_same_ranges(root: Path) -> None:
     for name in ("a.svg", "b.svg"):
         assert conf(root, "plot", str(root / name), "--title", "A site") == 0
@@ -166,6 +198,9 @@ def test_the_line_that_grants_every_id_is_in_everybodys_way(root: Path, capsys: 
     assert conf(root, "check", "--only", "A01,A02,A03") == 11
     said = capsys.readouterr().out
     assert "for newuidmap before shadow 4.20 every id there is" in said
+    assert "error A01: 1 line of " in said
+    assert "gives nobody the range" not in said
+    assert "newuidmap lets its owner map any id, root's included" in said
     assert "error A03" in said
     assert conf(root, "plan") == 11
     assert capsys.readouterr().out == "# /etc/subuid\n# /etc/subgid\n"
