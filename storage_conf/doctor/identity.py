@@ -13,7 +13,6 @@ import re
 import stat
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from itertools import islice, pairwise
 
 from squashmount.host import is_initial
@@ -139,6 +138,15 @@ def _files(node: Node) -> Iterator[Finding]:
     for _, path in _KINDS:
         try:
             status = os.stat(node.path(path))
+            if not stat.S_ISREG(status.st_mode):
+                yield error(
+                    f"{path} is no regular file.",
+                    "newuidmap refuses it, or waits for ever: nobody has a range.",
+                    f"as root: move it away, and write the lines into a file; chmod 644 {path}",
+                    id="U06",
+                    evidence=stat.filemode(status.st_mode),
+                )
+                continue
             file = open(node.path(path), "rb")  # noqa: SIM115 - closed below; a closed file is a finding
         except FileNotFoundError:
             continue  # nobody has a range: U07 says it
@@ -279,8 +287,8 @@ def _free_start(node: Node) -> int:
     """Return a start behind all ranges of the files, in steps of 65536 from 524288 on, as systemd's containers lie."""
     end = 524288
     for _, path in _KINDS:
-        with suppress(OSError), open(node.path(path), encoding="utf-8", errors="replace") as file:
-            for line in islice(file, _MOST_LINES):
+        if os.path.isfile(node.path(path)):
+            for line in islice((node.text(path) or "").split("\n"), _MOST_LINES):
                 if row := re.fullmatch(r"[^:]+:([0-9]{1,10}):([0-9]{1,10})\s*", line):
                     end = max(end, int(row[1]) + int(row[2]))
     return -(-end // ENOUGH) * ENOUGH

@@ -2,6 +2,7 @@
 
 import os
 import pwd
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import islice
@@ -37,7 +38,9 @@ class Node:
         """Return a file of the node as it is, or None where it cannot be read; at most 64 MiB."""
         try:
             # sysctl files refuse a read(2) of more than the kernel allocates at once (proc_sys_call_handler)
-            with open(self.path(name), "rb", buffering=0) as file:
+            with open(self.path(name), "rb", buffering=0, opener=_at_once) as file:
+                if stat.S_ISFIFO(os.fstat(file.fileno()).st_mode):
+                    return None
                 parts = iter(lambda: file.read(1 << 16), b"")
                 return b"".join(islice(parts, 1024))
         except OSError:
@@ -66,3 +69,7 @@ class Node:
     def runtime_dir(self) -> str:
         """Return $XDG_RUNTIME_DIR as it is set; empty when it is not."""
         return self.environ.get("XDG_RUNTIME_DIR", "")
+
+
+def _at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # a FIFO that nobody writes into would never open

@@ -7,11 +7,11 @@ forever: whoever got such ids would own the files of somebody else.
 
 import hashlib
 import json
+import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from enum import Enum
-from errno import ENOENT
 from typing import Any
 
 from squashmount.errors import DamagedError, StoreError, UsageError
@@ -19,6 +19,7 @@ from squashmount.jsonio import get_int, get_str, load_object
 
 from ..finding import Finding, Severity
 from .allocate import Past
+from .inventory import opened
 from .ranges import Account, Owners, Range
 
 FORMAT = 1
@@ -280,12 +281,15 @@ def _as_json(record: Record) -> dict[str, Any]:
 
 def load(path: str) -> Baseline:
     """Return the baseline in a file. UsageError when it cannot be read, DamagedError as `from_text`."""
-    try:
-        with open(path, "rb") as file:
+    with opened(path, regular=True) as file:
+        if file is not None:
             return from_text(file.read(), where=path)
-    except OSError as err:
-        hint = f"squashmount-conf ids baseline save {path}" if err.errno == ENOENT else ""
-        raise UsageError(f"{path} cannot be read: {err.strerror}.", hint=hint) from err
+    if os.path.islink(path):
+        raise UsageError(
+            f"{path} is a symbolic link to {os.readlink(path)}, which does not exist.",
+            hint="is what it leads to not mounted? remove the link only if there never was a baseline",
+        )
+    raise UsageError(f"{path} does not exist.", hint=f"squashmount-conf ids baseline save {path}")
 
 
 def from_text(data: bytes, *, where: str) -> Baseline:

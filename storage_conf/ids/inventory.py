@@ -2,9 +2,11 @@
 
 import os
 import re
+import stat
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from errno import EACCES
 from itertools import islice
 from typing import BinaryIO, NamedTuple
 
@@ -210,7 +212,7 @@ def from_files(node: Node, *, version: Version = DEBIAN_13) -> Inventory:
     for kind in ("uid", "gid"):
         made: Kind = "uid" if kind == "uid" else "gid"
         path = f"/etc/sub{kind}"
-        with opened(node.path(path)) as file:
+        with opened(node.path(path), regular=True) as file:
             if file is None:
                 continue
             if os.fstat(file.fileno()).st_size > FILE_LIMIT:
@@ -226,17 +228,27 @@ def from_files(node: Node, *, version: Version = DEBIAN_13) -> Inventory:
 
 
 @contextmanager
-def opened(path: str) -> Iterator[BinaryIO | None]:
-    """Open a file for reading; None for one that is not there. UsageError for one that cannot be read."""
+def opened(path: str, *, regular: bool = False) -> Iterator[BinaryIO | None]:
+    """Open a file for reading; None for one that is not there. UsageError for one that cannot be read.
+
+    `regular` refuses a pipe or device at once: a FIFO that nobody writes into would never open.
+    """
     try:
-        file = open(path, "rb")  # noqa: SIM115 - closed below, a missing one is no error
+        file = open(path, "rb", opener=_at_once if regular else None)  # noqa: SIM115 - closed below, a missing one is no error
     except FileNotFoundError:
         yield None
         return
     except OSError as err:
-        raise UsageError(f"{path} cannot be read: {err.strerror}.", hint=f"chmod 644 {path}") from err
+        hint = "may who runs this read it, and search every directory above it?" if err.errno == EACCES else ""
+        raise UsageError(f"{path} cannot be read: {err.strerror}.", hint=hint) from err
     with file:
+        if regular and not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise UsageError(f"{path} is a pipe or device, not a file.", hint="put its contents into a regular file")
         yield file
+
+
+def _at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
 
 
 def _file_ranges(file: BinaryIO, path: str, kind: Kind, version: Version, flaws: list[Flaw]) -> Iterator[Range]:

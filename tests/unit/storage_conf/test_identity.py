@@ -75,6 +75,14 @@ def test_a_line_that_gives_somebody_else_every_id_is_an_error(node: Place) -> No
     assert "root's and yours too" in found[0].why
 
 
+def test_a_fifo_in_the_place_of_a_file_is_told_and_never_waited_for(node: Place) -> None:
+    os.mkfifo(node.path("/etc/subuid"))
+    assert [(one.id, one.what) for one in findings(identity.source(node))] == [
+        ("U06", "/etc/subuid is no regular file.")
+    ]
+    assert node.text("/etc/subuid") is None
+
+
 @pytest.mark.parametrize(
     ("text", "lines"),
     [

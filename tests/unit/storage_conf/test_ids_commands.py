@@ -135,6 +135,35 @@ def test_a_baseline_of_which_many_users_are_gone_at_once_is_not_saved(
     assert "warning A13: 10 users without the range" in capsys.readouterr().out
 
 
+def test_a_fifo_is_refused_and_never_waited_for(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pipe = root / "pipe"
+    os.mkfifo(pipe)
+    for words in (("baseline", "diff"), ("baseline", "save"), ("check", "--baseline"), ("plan", "--baseline")):
+        assert conf(root, *words, str(pipe)) == 2
+        assert f"{pipe} is a pipe or device, not a file." in capsys.readouterr().err
+    (root / "etc/subgid").unlink()
+    os.mkfifo(root / "etc/subgid")
+    assert conf(root, "check") == 2
+    assert "etc/subgid is a pipe or device, not a file." in capsys.readouterr().err
+
+
+def test_a_baseline_that_is_a_link_to_nothing(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    link = root / "baseline"
+    link.symlink_to("/nowhere/ranges.jsonl")
+    assert conf(root, "baseline", "save", str(link)) == 2
+    said = capsys.readouterr().err
+    assert f"{link} is a symbolic link to /nowhere/ranges.jsonl, which does not exist." in said
+    assert "baseline save" not in said
+
+
+def test_what_is_said_of_a_directory_can_be_typed(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["check", "--ldif", str(root)], ["compare", str(root)], ["baseline", "diff", str(root)]):
+        assert main(["ids", *words]) == 2
+        said = capsys.readouterr().err
+        assert f"{root} cannot be read: Is a directory." in said
+        assert "chmod" not in said
+
+
 def test_plot_is_the_same_file_for_the_same_ranges(root: Path) -> None:
     for name in ("a.svg", "b.svg"):
         assert conf(root, "plot", str(root / name), "--title", "A site") == 0
