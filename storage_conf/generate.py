@@ -75,7 +75,8 @@ def plan_site(settings: StorageSettings, prefix: str = "") -> tuple[Change, ...]
 
 def _texts(settings: StorageSettings, prefix: str, etc: str) -> Iterator[tuple[str, str]]:
     """Yield the files that are ours as a whole: the script for login shells, and modules."""
-    text = script(settings.site.stores, podman=settings.podman, base=f"/etc/containers/{SITE_STORAGE}")
+    base = f"/etc/containers/{SITE_STORAGE}"
+    text = script(settings.site.stores, settings.stores, podman=settings.podman, base=base)
     if text:
         yield prefix + PROFILE, text
     for name, tables in sorted(settings.site.modules.items()):
@@ -123,15 +124,19 @@ def require_stores(stores: tuple[str, ...]) -> None:
             )
 
 
-def install(changes: tuple[Change, ...]) -> None:
-    """Write what differs; the file of before the first run is kept beside. SpaceError when a place refuses."""
+def install(changes: tuple[Change, ...], *, for_all: bool = False) -> None:
+    """Write what differs; the file of before the first run is kept beside. SpaceError when a place refuses.
+
+    `for_all`: new directories are open to everybody, whatever the umask. Podman refuses every command of a user who
+    cannot reach the file that a variable names.
+    """
     for change in changes:
         if change.kind == "unchanged":
             continue
         try:
             # the target of a symbolic link is replaced: dotfile managers link ~/.config into a repository
             path = os.path.realpath(change.path)
-            os.makedirs(os.path.dirname(path), exist_ok=True)
+            _make_directories(os.path.dirname(path), for_all=for_all)
             if change.before is not None and not os.path.lexists(change.kept):
                 with suppress(FileNotFoundError):
                     replace_text(change.kept, change.before)
@@ -142,6 +147,17 @@ def install(changes: tuple[Change, ...]) -> None:
                 details=str(err),
                 hint="without --write the text is printed; unset CONTAINERS_STORAGE_CONF to write your own file",
             ) from err
+
+
+def _make_directories(path: str, *, for_all: bool) -> None:
+    missing = []
+    while not os.path.isdir(path):
+        missing.append(path)
+        path = os.path.dirname(path)
+    for one in reversed(missing):
+        os.makedirs(one, exist_ok=True)
+        if for_all:
+            os.chmod(one, 0o755)  # noqa: S103 - everybody reads the site's files
 
 
 def _mode(path: str) -> int:

@@ -63,7 +63,7 @@ def _generate(args: argparse.Namespace) -> int:
         sys.stderr.write(f"squashmount-conf: warning: other users cannot run {settings.mount_program}: see {closed}\n")
     changes = plan_site(settings, args.prefix) if args.site else plan_user(settings, machine)
     if args.write and not args.dry_run:
-        install(changes)
+        install(changes, for_all=args.site)
     if args.json:
         _print_json(changes, machine, written=args.write and not args.dry_run)
     elif args.write:

@@ -4,6 +4,7 @@ Podman <= 5 reads no stores from the system's files for rootless users, and no P
 shell names a file in a variable; who has stores of his own audience gets a copy with these in his runtime directory.
 """
 
+import shlex
 from collections.abc import Iterable
 
 from .site import Store
@@ -12,7 +13,7 @@ _HEAD = """\
 # Written by `squashmount-conf generate --site`, for Podman 4 and 5 (Podman 6 has drop-ins and needs no variable).
 # A rootless user does not get additionalimagestores or mount_program from /etc/containers/storage.conf; a file
 # named in this variable is read whole. Root and users with a storage.conf of their own keep what they have.
-if [ "$(id -u)" != 0 ] && [ -z "${CONTAINERS_STORAGE_CONF:-}" ] &&
+if [ "$(id -u)" != 0 ] && [ -e BASE ] && [ -z "${CONTAINERS_STORAGE_CONF:-}" ] &&
     [ ! -e "${XDG_CONFIG_HOME:-$HOME/.config}/containers/storage.conf" ]; then
     export CONTAINERS_STORAGE_CONF=BASE
 """
@@ -37,7 +38,7 @@ _COPY = """\
 _OVERRIDE = """\
     if [ -n "$squashmount_stores" ] && [ -O "${XDG_RUNTIME_DIR:-}" ] && [ -w "$XDG_RUNTIME_DIR" ]; then
         squashmount_file=$XDG_RUNTIME_DIR/squashmount-storage.conf
-        if printf '[storage.options]\\nadditionalimagestores = [%s%s]\\n' "$squashmount_stores" 'EVERYBODY' \\
+        if printf '[storage.options]\\nadditionalimagestores = [%s%s]\\n' "$squashmount_stores" EVERYBODY \\
             >"$squashmount_file.$$" && mv -f "$squashmount_file.$$" "$squashmount_file"; then
             export CONTAINERS_STORAGE_CONF_OVERRIDE=$squashmount_file
         fi
@@ -46,15 +47,14 @@ _OVERRIDE = """\
 """
 
 
-def script(stores: Iterable[Store], *, podman: int, base: str) -> str:
+def script(stores: Iterable[Store], everybody: Iterable[str], *, podman: int, base: str) -> str:
     """Return the text; "" where Podman 6 needs none. `base` is the file with the stores of everybody."""
     some = [store for store in stores if not store.everybody and (store.users or store.groups)]
-    everybody = [store.path for store in stores if store.everybody]
     if podman >= 6:
         if not some:
             return ""
         last = ", ".join(f'"{path}"' for path in everybody)
-        return _HEAD_6 + _chosen(some) + _OVERRIDE.replace("EVERYBODY", last) + "fi\n"
+        return _HEAD_6 + _chosen(some) + _OVERRIDE.replace("EVERYBODY", shlex.quote(last)) + "fi\n"
     return _HEAD.replace("BASE", base) + (_chosen(some) + _COPY.replace("BASE", base) if some else "") + "fi\n"
 
 

@@ -114,7 +114,7 @@ def test_site_files_below_a_prefix(home: Path, capsys: pytest.CaptureFixture[str
 @pytest.mark.parametrize(
     ("uid", "environ", "own_file", "expected"),
     [
-        ("1000", {}, False, "/etc/containers/squashmount/storage.conf"),
+        ("1000", {}, False, "{home}/image/etc/containers/squashmount/storage.conf"),
         ("0", {}, False, ""),
         ("1000", {"CONTAINERS_STORAGE_CONF": "/mine"}, False, "/mine"),
         ("1000", {}, True, ""),
@@ -128,7 +128,10 @@ def test_the_profile_script(home: Path, uid: str, environ: dict[str, str], own_f
     if own_file:
         (home / ".config/containers").mkdir(parents=True)
         (home / ".config/containers/storage.conf").write_text("")
-    script = f'set -eu; . {home}/image/etc/profile.d/squashmount.sh; echo "${{CONTAINERS_STORAGE_CONF:-}}"'
+    profile = home / "image/etc/profile.d/squashmount.sh"
+    base = "/etc/containers/squashmount/storage.conf"
+    profile.write_text(profile.read_text().replace(base, f"{home}/image{base}"))
+    script = f'set -eu; . {profile}; echo "${{CONTAINERS_STORAGE_CONF:-}}"'
     done = subprocess.run(
         ["sh", "-c", script],
         env={"HOME": str(home), "PATH": os.environ["PATH"], **environ},
@@ -136,7 +139,17 @@ def test_the_profile_script(home: Path, uid: str, environ: dict[str, str], own_f
         text=True,
         check=True,
     )
-    assert done.stdout.strip() == expected
+    assert done.stdout.strip() == expected.format(home=home)
+
+
+def test_files_of_a_site_are_open_to_all_whatever_the_umask(home: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        main(["generate", "--site", "--prefix", str(home / "image"), "--write", "--podman", "5", "/scratch/images"])
+    finally:
+        os.umask(before)
+    closed = [path for path in (home / "image/etc").rglob("*") if path.stat().st_mode & 0o044 != 0o044]
+    assert closed == []
 
 
 def test_json(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -92,7 +92,7 @@ STORES = (
 def test_stores_at_login(tmp_path: Path, podman: int, user: str, groups: str, expected: list[str]) -> None:
     base = tmp_path / "base.conf"
     base.write_text('[storage]\ndriver = "overlay"\n[storage.options]\n# stores\nadditionalimagestores = ["/all"]\n')
-    found = chosen(script(STORES, podman=podman, base=str(base)), tmp_path, user, groups)
+    found = chosen(script(STORES, ["/all"], podman=podman, base=str(base)), tmp_path, user, groups)
     name = found["CONTAINERS_STORAGE_CONF" if podman < 6 else "CONTAINERS_STORAGE_CONF_OVERRIDE"]
     storage = tomllib.loads(Path(name).read_text())["storage"]
     assert storage["options"]["additionalimagestores"] == expected
@@ -103,17 +103,37 @@ def test_stores_at_login(tmp_path: Path, podman: int, user: str, groups: str, ex
 
 def test_without_an_audience_the_file_of_everybody(tmp_path: Path) -> None:
     base = tmp_path / "base.conf"
-    text = script(STORES[:1], podman=5, base=str(base))
+    base.touch()
+    text = script(STORES[:1], ["/all"], podman=5, base=str(base))
     assert chosen(text, tmp_path, "dave", "x")["CONTAINERS_STORAGE_CONF"] == str(base)
-    assert script(STORES[:1], podman=6, base=str(base)) == ""
+    assert script(STORES[:1], ["/all"], podman=6, base=str(base)) == ""
     # a file that an admin edited into several lines is taken as it is
     base.write_text('[storage.options]\nadditionalimagestores = [\n"/all",\n]\n')
-    assert chosen(script(STORES, podman=5, base=str(base)), tmp_path, "dave", "x")["CONTAINERS_STORAGE_CONF"] == str(
-        base
-    )
+    assert chosen(script(STORES, ["/all"], podman=5, base=str(base)), tmp_path, "dave", "x")[
+        "CONTAINERS_STORAGE_CONF"
+    ] == str(base)
     (tmp_path / ".config/containers").mkdir(parents=True)
     (tmp_path / ".config/containers/storage.conf").write_text("")
-    assert "CONTAINERS_STORAGE_CONF" not in chosen(script(STORES, podman=5, base=str(base)), tmp_path, "dave", "x")
+    assert "CONTAINERS_STORAGE_CONF" not in chosen(
+        script(STORES, ["/all"], podman=5, base=str(base)), tmp_path, "dave", "x"
+    )
+
+
+@pytest.mark.parametrize("podman", [5, 6])
+def test_no_path_is_run_by_the_login_shell(tmp_path: Path, podman: int) -> None:
+    path = f"/a'; touch {tmp_path}/ran; echo '$(touch {tmp_path}/ran)"
+    base = tmp_path / "base.conf"
+    base.write_text(f'[storage.options]\nadditionalimagestores = ["{path}"]\n')
+    found = chosen(script(STORES, [path], podman=podman, base=str(base)), tmp_path, "erin", "x")
+    name = found["CONTAINERS_STORAGE_CONF" if podman < 6 else "CONTAINERS_STORAGE_CONF_OVERRIDE"]
+    stores = tomllib.loads(Path(name).read_text())["storage"]["options"]["additionalimagestores"]
+    assert stores == ["/mine", "/physics", path]
+    assert not (tmp_path / "ran").exists()
+
+
+def test_the_script_is_quiet_where_the_file_has_been_removed(tmp_path: Path) -> None:
+    text = script(STORES, ["/all"], podman=5, base=str(tmp_path / "gone.conf"))
+    assert "CONTAINERS_STORAGE_CONF" not in chosen(text, tmp_path, "erin", "x")
 
 
 def test_a_user_gets_the_stores_of_his_audience(
