@@ -104,14 +104,22 @@ def pause(node: Node) -> Iterator[Finding]:
             if not pid.isdigit():
                 continue
             seen = read_id_map(f"/proc/{pid}/uid_map"), read_id_map(f"/proc/{pid}/gid_map")
+            owner, is_pause = _owner(pid), _is_pause(pid)
         except (OSError, ValueError):
             continue  # gone: Podman starts another one
         if seen == here:
             if facts.machine.podman < 6:  # later ones start another (tried: 5.8.6)
-                yield _no_pause_process(path, pid)
+                yield _no_pause_process(path, pid, "is in the user namespace of this shell")
             return
         now = _map(wanted, node.uid, uids), _map(wanted, node.gid, gids)
-        if seen != now:
+        if seen == now:
+            continue
+        if owner != node.uid:
+            if facts.machine.podman < 6:  # as above: Podman cannot join it
+                yield _no_pause_process(path, pid, f"belongs to uid {owner}, in another user namespace")
+        elif not is_pause:  # one of the user's own containers: Podman, of any version, joins it
+            yield _no_pause_process(path, pid, f"is in another user namespace, with the map {_text(seen[0])}")
+        else:
             yield error(
                 "Podman's pause process has another id map than your ranges.",
                 "It was started before they changed, or in another place, and every podman joins it: containers have "
@@ -121,17 +129,37 @@ def pause(node: Node) -> Iterator[Finding]:
                 id="U51",
                 evidence=f"{path}: process {pid} has {_text(seen[0])}; configured {_text(now[0])}",
             )
-            return
+        return
 
 
-def _no_pause_process(path: str, pid: str) -> Finding:
+def _owner(pid: str) -> int:
+    """Return the real uid of a process: proc(5) gives the directory of one that is not dumpable to root."""
+    with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("Uid:"))
+
+
+def _is_pause(pid: str) -> bool:
+    """Tell Podman's pause process by its name (podman pkg/rootless/rootless_linux.c, do_pause).
+
+    It is `catatonit -P`, or Podman itself where that is missing: `podman pause`, `podman` or `exe` in early ones. The
+    init of a container is catatonit as well, without -P.
+    """
+    with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
+        name = file.read().strip()
+    with open(f"/proc/{pid}/cmdline", "rb") as file:
+        words = file.read(4096).split(b"\0")
+    return b"-P" in words[1:2] if name == "catatonit" else name.startswith("podman") or name == "exe"
+
+
+def _no_pause_process(path: str, pid: str, seen: str) -> Finding:
     return error(
         f"Podman's pause.pid names the process {pid}, which is no pause process.",
         "The pause process was killed (at the end of a job, say) and its number given to another one: every podman "
-        "fails with `cannot re-exec process to join the existing user namespace`, `system migrate` too.",
+        "fails with `cannot re-exec process to join the existing user namespace`, `system migrate` too; or it joins a "
+        "container of yours, has its ids, and `system migrate` ends it.",
         f"rm {path}",
         id="U51",
-        evidence=f"{path}: process {pid} is in the user namespace of this shell",
+        evidence=f"{path}: process {pid} {seen}",
     )
 
 

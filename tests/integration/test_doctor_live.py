@@ -381,6 +381,44 @@ def test_u51_pause_pid_names_another_process(node: Node) -> None:
     node.podman("unshare", "true").ok()
 
 
+@contextmanager
+def in_a_namespace_of(uid: int) -> Iterator[int]:
+    """Give the pid of somebody's process in a user namespace of its own, as of a container."""
+    become = ("setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "unshare", "-Ur")
+    command = (*become, "sh", "-c", "echo; exec sleep 600")
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout
+            process.stdout.readline()
+            yield process.pid
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_u51_pause_pid_names_a_process_of_another_namespace(node: Node, own: bool) -> None:
+    folder = node.runtime / "libpod"
+    folder.mkdir(parents=True, exist_ok=True)
+    run("chown", "-R", str(node.user.uid), str(node.runtime)).ok()
+    uid = node.user.uid if own else node.user.uid + 1
+    with in_a_namespace_of(uid) as pid:
+        (folder / "pause.pid").write_text(str(pid))
+        answer = doctor(node, "session")
+        if podman_major() >= 6 and not own:
+            assert answer.wrong == {}
+            return
+        assert answer.ids == {"error U51"}, answer.all
+        assert "no pause process" in answer.wrong["U51"]["what"]
+        assert (f"belongs to uid {uid}" in answer.wrong["U51"]["evidence"]) != own
+        assert node.podman("unshare", "grep", "-q", " 65536$", "/proc/self/uid_map").code != 0
+        assert answer.wrong["U51"]["fix"] == f"rm {folder}/pause.pid"
+        assert node.run("sh", "-c", answer.wrong["U51"]["fix"]).code == 0
+        node.podman("unshare", "grep", "-q", " 65536$", "/proc/self/uid_map").ok()
+        assert doctor(node, "session").wrong == {}
+        assert os.path.exists(f"/proc/{pid}"), "nobody ended it"
+    node.podman("system", "migrate").ok()
+
+
 @pytest.mark.parametrize(
     ("script", "what"),
     [
