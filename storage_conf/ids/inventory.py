@@ -265,25 +265,27 @@ def _file_ranges(file: BinaryIO, path: str, kind: Kind, version: Version, flaws:
 
 
 def read_passwd(node: Node) -> tuple[Account, ...]:
-    """Return the accounts of /etc/passwd; a line that getpwnam(3) would skip is skipped."""
-    found = []
-    for fields in _rows(node, "/etc/passwd", 7):
+    """Return the accounts of /etc/passwd."""
+    return tuple(passwd_accounts((node.text("/etc/passwd") or "").split("\n"), source="/etc/passwd"))
+
+
+def passwd_accounts(lines: Iterable[str], *, source: str) -> Iterator[Account]:
+    """Yield the accounts of lines of passwd(5); one that getpwnam(3) would skip is skipped."""
+    for fields in _rows(lines, 7):
         uid, gid = decimal(fields[2]), decimal(fields[3])
         if uid is not None and gid is not None:
-            login = not fields[6].endswith(_NO_LOGIN)
-            found.append(Account(readable(fields[0]), uid, gid, "/etc/passwd", login=login))
-    return tuple(found)
+            yield Account(readable(fields[0]), uid, gid, source, login=not fields[6].endswith(_NO_LOGIN))
 
 
 def read_group(node: Node) -> tuple[Group, ...]:
     """Return the groups of /etc/group."""
-    rows = _rows(node, "/etc/group", 4)
+    rows = _rows((node.text("/etc/group") or "").split("\n"), 4)
     return tuple(Group(readable(row[0]), gid, "/etc/group") for row in rows if (gid := decimal(row[2])) is not None)
 
 
-def _rows(node: Node, path: str, number: int) -> Iterator[list[str]]:
-    for line in (node.text(path) or "").split("\n"):
-        fields = line.split(":")
+def _rows(lines: Iterable[str], number: int) -> Iterator[list[str]]:
+    for line in lines:
+        fields = line.removesuffix("\n").split(":")
         if len(fields) == number and fields[0][:1] not in ("+", "-", "#", ""):
             yield fields
 

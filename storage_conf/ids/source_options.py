@@ -1,16 +1,22 @@
 """Where the commands of `ids` read ranges and accounts from: the options, and the reading."""
 
 import argparse
+import io
 import pwd
+import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from itertools import islice
+from typing import BinaryIO
 
 from squashmount.errors import DamagedError, UsageError
 
 from ..doctor.node import Node
 from . import nss
 from .directory_schema import directory
-from .inventory import Inventory, from_entries, from_files, opened
+from .inventory import LIMIT, Inventory, from_entries, from_files, opened, passwd_accounts
 from .ldap_search import Search, by_ldap3, by_ldapsearch
 from .ldif import read_ldif
 from .libsubid import subid_lines
@@ -31,7 +37,12 @@ def add_source(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--ldif", metavar="FILE", help="a dump of the directory; -: standard input")
     source.add_argument("--root", metavar="DIR", default="/", help="read the files of the node image in DIR, not of /")
     source.add_argument("--users", metavar="FILE", help="logins to ask libsubid for (default: all of passwd)")
-    source.add_argument("--accounts", metavar="ldap|ldap3|FILE", help="read accounts and groups from there, too")
+    source.add_argument(
+        "--accounts",
+        metavar="ldap|ldap3|FILE",
+        help="read accounts and groups from there, too; FILE: LDIF, or lines of passwd(5) such as getent passwd prints "
+        "(-: standard input)",
+    )
     asked = parser.add_argument_group("LDAP")
     asked.add_argument("--uri", metavar="URI", default="", help="ldaps://HOST (default: ldap.conf)")
     asked.add_argument("--base", action="append", default=[], metavar="DN", help="search below it; several are allowed")
@@ -112,17 +123,43 @@ def search(args: argparse.Namespace) -> Search:
 
 def from_ldif(path: str, args: argparse.Namespace) -> Inventory:
     """Read an LDIF file, or standard input for `-`."""
-    names = directory(args.schema, args.attribute)
+    with _input(path) as (file, name):
+        return _ldif(file, name, args)
+
+
+@contextmanager
+def _input(path: str) -> Iterator[tuple[BinaryIO, str]]:
     if path == "-":
-        reader = read_ldif(sys.stdin.buffer, name="standard input", wanted=names.attributes)
-        found = from_entries(reader.entries(), names, kind="ldif", source="standard input")
-    else:
-        with opened(path) as file:
-            if file is None:
-                raise UsageError(f"{path} does not exist.")
-            reader = read_ldif(file, name=path, wanted=names.attributes)
-            found = from_entries(reader.entries(), names, kind="ldif", source=path)
+        yield sys.stdin.buffer, "standard input"
+        return
+    with opened(path) as file:
+        if file is None:
+            raise UsageError(f"{path} does not exist.")
+        yield file, path
+
+
+def _ldif(file: BinaryIO, name: str, args: argparse.Namespace) -> Inventory:
+    names = directory(args.schema, args.attribute)
+    reader = read_ldif(file, name=name, wanted=names.attributes)
+    found = from_entries(reader.entries(), names, kind="ldif", source=name)
     return replace(found, references=reader.references)
+
+
+_PASSWD = re.compile(rb"(?:#[^\n]*\n|[ \t\r]*\n)*[^:\n]+:[^:\n]*:[0-9]+:[0-9]+:")
+"""How passwd(5) begins, and no LDIF does: after the first colon comes a second."""
+
+
+def _from_file(path: str, args: argparse.Namespace) -> Inventory:
+    """Read accounts from LDIF or lines of passwd(5), whichever it is: also from a pipe, which cannot be read twice."""
+    with _input(path) as (file, name):
+        begin = file.peek(1 << 12) if isinstance(file, io.BufferedReader) else b""
+        if not _PASSWD.match(begin):
+            return _ldif(file, name, args)
+        lines = (line.decode(errors="surrogateescape") for line in islice(file, LIMIT + 1))
+        accounts = tuple(passwd_accounts(lines, source=name))
+    if len(accounts) >= LIMIT:
+        raise DamagedError(f"{name} has {LIMIT} accounts or more.", hint="is this a file of users?")
+    return Inventory("passwd", name, accounts=accounts)
 
 
 def _from_nss(args: argparse.Namespace) -> Inventory:
@@ -151,7 +188,7 @@ def _with_accounts(found: Inventory, args: argparse.Namespace) -> Inventory:
     elif args.accounts == "ldap3":
         more = by_ldap3(search(args))
     else:
-        more = from_ldif(args.accounts, args)
+        more = _from_file(args.accounts, args)
     return replace(
         found,
         accounts=found.accounts + more.accounts,

@@ -164,6 +164,30 @@ def test_what_is_said_of_a_directory_can_be_typed(root: Path, capsys: pytest.Cap
         assert "chmod" not in said
 
 
+@pytest.mark.parametrize("piped", [False, True])
+def test_accounts_of_a_passwd_file(root: Path, capsys: pytest.CaptureFixture[str], *, piped: bool) -> None:
+    for kind in ("uid", "gid"):
+        (root / f"etc/sub{kind}").write_text("grace:2147483648:65536\n")
+    users = root / "users"
+    users.write_text("# getent passwd\n\ngrace:*:70000:70000:Grace, H.:/home/grace:/bin/sh\n+::::::\n")
+    assert conf(root, "check", "--json", "--only", "A01,A05") == 0
+    unknown = capsys.readouterr().out
+    name = str(users)
+    if piped:  # as <(getent passwd)
+        read, write = os.pipe()
+        os.write(write, users.read_bytes())
+        os.close(write)
+        name = f"/dev/fd/{read}"
+    assert conf(root, "check", "--json", "--only", "A01,A05", "--accounts", name) == 0
+    known = capsys.readouterr().out
+    assert (json.loads(unknown)["accounts"], json.loads(known)["accounts"]) == (4, 5)
+    assert "grace" in unknown
+    assert "grace" not in known
+    users.write_text("dn: uid=grace,dc=x\nobjectClass: posixAccount\nuid: grace\nuidNumber: 7\ngidNumber: 7\n\n")
+    assert conf(root, "check", "--json", "--only", "A05", "--accounts", str(users)) == 0
+    assert json.loads(capsys.readouterr().out)["accounts"] == 5
+
+
 def test_plot_is_the_same_file_for_the_same_ranges(root: Path) -> None:
     for name in ("a.svg", "b.svg"):
         assert conf(root, "plot", str(root / name), "--title", "A site") == 0
