@@ -9,7 +9,9 @@ import functools
 import os
 import pwd
 import re
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from squashmount.errors import ToolError, UsageError
@@ -86,21 +88,41 @@ def installed(environ: Mapping[str, str], *, program: str = "podman", timeout: f
     good = _file_in_memory(b'[storage]\ndriver = "overlay"\ngraphroot = "/nonexistent"\nrunroot = "/nonexistent"\n')
     broken = _file_in_memory(b"[")
     # podman reads its files even for --version and fails on a broken one, which is what `check` is asked to explain
-    env = dict(environ) | {"CONTAINERS_STORAGE_CONF": f"/proc/self/fd/{good}", "CONTAINERS_CONF": os.devnull}
-    env.pop(OVERRIDE, None)
     asked = functools.partial(run, program, "--version", timeout=timeout, pass_fds=(good, broken))
     try:
-        said = asked(env=env, hint="install podman, or name the version: --podman 4|5|6").strip()
-        found = re.search(r"\d+(?:\.\d+)+\S*", said)
-        if not found:
-            raise ToolError(f"This is no Podman: {said}.")
-        this = Installed(found[0], min(int(found[0].partition(".")[0]), SUPPORTED[-1]))
-        if this.major != 5 or asked(env=env | {OVERRIDE: f"/proc/self/fd/{broken}"}, ok=(0, 1, 125)):
-            return this
-        return Installed(this.version, 6)
+        with _session_of_its_own(environ) as session:
+            env = session | {"CONTAINERS_STORAGE_CONF": f"/proc/self/fd/{good}", "CONTAINERS_CONF": os.devnull}
+            env.pop(OVERRIDE, None)
+            said = asked(env=env, hint="install podman, or name the version: --podman 4|5|6").strip()
+            found = re.search(r"\d+(?:\.\d+)+\S*", said)
+            if not found:
+                raise ToolError(f"This is no Podman: {said}.")
+            this = Installed(found[0], min(int(found[0].partition(".")[0]), SUPPORTED[-1]))
+            if this.major != 5 or asked(env=env | {OVERRIDE: f"/proc/self/fd/{broken}"}, ok=(0, 1, 125)):
+                return this
+            return Installed(this.version, 6)
     finally:
         os.close(good)
         os.close(broken)
+
+
+@contextmanager
+def _session_of_its_own(environ: Mapping[str, str]) -> Iterator[dict[str, str]]:
+    """Give the environment with a runtime directory that is gone afterwards; unchanged where none can be made.
+
+    Even for --version Podman makes TMPDIR/containers-user-UID without XDG_RUNTIME_DIR (tried: 4.3.1), and Podman 5
+    fails where it cannot write there.
+    """
+    runtime = environ.get("XDG_RUNTIME_DIR", "")
+    try:
+        own = tempfile.TemporaryDirectory(
+            prefix="dr", dir=runtime if os.access(runtime, os.W_OK | os.X_OK) else None, ignore_cleanup_errors=True
+        )
+    except OSError:
+        yield dict(environ)
+        return
+    with own as base:
+        yield dict(environ) | {"XDG_RUNTIME_DIR": base, "TMPDIR": base}
 
 
 def _file_in_memory(content: bytes) -> int:

@@ -89,7 +89,7 @@ def merged(extents: list[Extent]) -> list[Extent]:
 def podmans_maps(node: Node) -> tuple[list[Extent], list[Extent]]:
     """Return the uid and the gid map of a new namespace of Podman's. ToolError with its words when it makes none."""
     with _own_directories(node) as base:
-        env = {**node.environ, "XDG_RUNTIME_DIR": base}
+        env = {**node.environ, "XDG_RUNTIME_DIR": base, "TMPDIR": base}
         # the runroot is the directory itself: Podman takes 50 characters, and its own, `containers`, is as long
         others = (f"--{name}={base}/{name}" for name in ("root", "tmpdir", "network-config-dir"))
         places = [f"--runroot={base}", *others]

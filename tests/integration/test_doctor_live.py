@@ -349,6 +349,28 @@ def test_u50_runtime_directory(node: Node, bob: User, fault: str, severity: str)
     assert answer.ids <= {f"{severity} U50", "info U52"}, answer.all
 
 
+def test_without_a_runtime_directory_nothing_is_left(node: Node) -> None:
+    """Podman makes TMPDIR/containers-user-UID then, even to tell its version."""
+    folder = node.base / "tmp"
+    folder.mkdir()
+    os.chown(folder, node.user.uid, node.user.gid)
+    before = sorted(os.listdir("/tmp"))
+    answer = doctor(node, "system", "podman_view", "storage", XDG_RUNTIME_DIR="", TMPDIR=str(folder))
+    assert "podman" in answer.facts, answer.all
+    assert list(folder.iterdir()) == []
+    assert sorted(os.listdir("/tmp")) == before
+
+
+def test_podman_tells_its_version_without_a_place_to_write(node: Node) -> None:
+    node.runtime.chmod(0o500)
+    try:
+        answer = doctor(node, "system", "storage", TMPDIR="/nowhere")
+    finally:
+        node.runtime.chmod(0o700)
+    assert "podman" in answer.facts, answer.all
+    assert "error U80" not in answer.ids, answer.all
+
+
 def test_u51_pause_process_with_an_earlier_range(node: Node) -> None:
     node.podman("unshare", "true").ok()
     assert doctor(node, "session").wrong == {}
