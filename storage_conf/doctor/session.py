@@ -14,6 +14,7 @@ from ..finding import Fact, Finding, error, info, warning
 from .causes import NO_NAMESPACE
 from .namespace import IdMaps, podman_arguments
 from .node import Node
+from .pause_process import as_before
 from .places import configuration, mounts, own_ranges
 from .probe import Probe
 
@@ -220,13 +221,15 @@ def _podman_itself(node: Node) -> Iterator[Finding | Fact]:
 
     A graphroot nobody used yet would get its files and the driver of today for good, so there it is not asked.
     """
-    graphroot = configuration(node).graphroot.path
+    facts = configuration(node)
+    graphroot = facts.graphroot.path
     if not os.path.exists(os.path.join(graphroot, "storage.lock")):  # containers/storage makes it at its first use
         yield Fact("podman info", f"not asked: it would make its storage in {graphroot}")
         return
     start = time.monotonic()
     try:
-        run("podman", "info", "--format", "{{.Host.OCIRuntime.Name}}", env=dict(node.environ))
+        with as_before(_pause_files(node, facts)):
+            run("podman", "info", "--format", "{{.Host.OCIRuntime.Name}}", env=dict(node.environ))
     except ToolError as err:
         yield error(
             "`podman info` fails: no podman command works.",

@@ -371,6 +371,30 @@ def test_podman_tells_its_version_without_a_place_to_write(node: Node) -> None:
     assert "error U80" not in answer.ids, answer.all
 
 
+def processes(user: User) -> dict[str, str]:
+    """Return the command of every process of a user, by pid."""
+    names = [one.name for one in Path("/proc").iterdir() if one.name.isdigit()]
+    lines = run("ps", "-o", "pid=,uid=,args=", "-p", ",".join(names)).out.splitlines()
+    found = (line.split(None, 2) for line in lines)
+    return {pid: args for pid, uid, args in found if int(uid) == user.uid}
+
+
+def test_podman_info_leaves_no_pause_process(node: Node) -> None:
+    node.podman("info").ok()
+    node.podman("system", "migrate").ok()
+    assert processes(node.user) == {}
+    answer = doctor(node, "session")
+    assert answer.facts["podman info"].startswith("answers in ")
+    assert processes(node.user) == {}
+    assert list(node.runtime.rglob("pause.pid")) == []
+    node.podman("unshare", "true").ok()
+    before = processes(node.user)
+    assert list(before.values()) == ["catatonit -P"]
+    doctor(node, "session")
+    assert processes(node.user) == before, "one that was there stays"
+    node.podman("system", "migrate").ok()
+
+
 def test_u51_pause_process_with_an_earlier_range(node: Node) -> None:
     node.podman("unshare", "true").ok()
     assert doctor(node, "session").wrong == {}
