@@ -38,10 +38,14 @@ def run(
 
 
 def run_both(
-    *argv: str, ok: tuple[int, ...] = (0,), env: Mapping[str, str] | None = None, log: Log = quiet
+    *argv: str,
+    ok: tuple[int, ...] = (0,),
+    env: Mapping[str, str] | None = None,
+    timeout: float | None = None,
+    log: Log = quiet,
 ) -> tuple[str, str]:
-    """Run a program to its end and return what it wrote to standard output and to standard error."""
-    return _checked(argv, ok=ok, env=env, cwd=None, stdin=None, timeout=None, pass_fds=(), hint="", log=log)
+    """Run a program to its end and return what it wrote to standard output and to standard error; errors as of run."""
+    return _checked(argv, ok=ok, env=env, cwd=None, stdin=None, timeout=timeout, pass_fds=(), hint="", log=log)
 
 
 def run_visibly(*argv: str, env: Mapping[str, str] | None = None, log: Log = quiet) -> int:

@@ -260,6 +260,6 @@ PROBES = (
         "The home directory, or `podman info`,",
         home_and_podman,
         seconds=8.0,
-        explained_by=(*NO_NAMESPACE, "U40", "U41", "U42", "U50", "U51", "U81", "S02", "S03", "S04"),
+        explained_by=(*NO_NAMESPACE, "U40", "U41", "U42", "U50", "U51", "U80", "U81", "S02", "S03", "S04"),
     ),
 )

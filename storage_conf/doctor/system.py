@@ -5,6 +5,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 from squashmount.errors import ToolError
 from squashmount.host import which
@@ -105,12 +106,20 @@ _PROGRAMS = (
 )
 
 
+_SECONDS = 2.0
+"""For each of them; a program on a file system that does not answer must not hide the others."""
+
+
 def versions(node: Node) -> Iterator[Finding | Fact]:
     """Tell the versions that count, and what is missing or too old: U80."""
     release = node.text("/proc/sys/kernel/osrelease") or os.uname().release
     yield Fact("kernel", release.strip())
-    found = {name: version_of(node, *asked) for name, *asked in ((one[0], one[0], one[1], one[2]) for one in _PROGRAMS)}
-    yield Fact("programs", ", ".join(f"{name} {version}" for name, version in found.items() if version) or "none")
+    with ThreadPoolExecutor(len(_PROGRAMS)) as pool:
+        said = list(pool.map(lambda asked: _asked(node, *asked), _PROGRAMS))
+    found = {name: version for (name, *_), version in zip(_PROGRAMS, said, strict=True)}
+    told = (f"{name} {version}" for name, version in found.items() if isinstance(version, str) and version)
+    yield Fact("programs", ", ".join(told) or "none")
+    yield from (one for one in said if isinstance(one, Finding))
     numbers = re.match(r"(\d+)\.(\d+)", release)
     kernel = (int(numbers[1]), int(numbers[2])) if numbers else (0, 0)
     if kernel < _KERNEL_OVERLAY:
@@ -142,14 +151,27 @@ def versions(node: Node) -> Iterator[Finding | Fact]:
         )
 
 
-def version_of(node: Node, program: str, option: str, pattern: str) -> str:
-    """Return a program's version; empty where it is missing or says something else."""
-    if not which(program):
-        return ""
+def _asked(node: Node, program: str, option: str, pattern: str) -> str | Finding:
+    """Return a program's version, or that it cannot be asked."""
     try:
-        out, err = run_both(program, option, ok=tuple(range(256)), env=dict(node.environ))
-    except ToolError:
+        return version_of(node, program, option, pattern)
+    except ToolError as err:
+        report = error if program in {"crun", "runc"} else warning
+        return report(
+            f"{which(program)} cannot be asked for its version.",
+            "It is broken, or hangs: Podman or squashmount will fail or hang when they start it.",
+            f"{program} {option}; does its file system answer? As root: install it anew",
+            id="U80",
+            evidence=err.brief,
+        )
+
+
+def version_of(node: Node, program: str, option: str, pattern: str) -> str:
+    """Return a program's version; empty where it is missing. ToolError where it cannot be started, dies, or hangs."""
+    path = which(program)
+    if not path:
         return ""
+    out, err = run_both(path, option, ok=tuple(range(256)), env=dict(node.environ), timeout=_SECONDS)
     said = re.search(pattern, f"{out}\n{err}", re.MULTILINE)
     return said[1] if said else "of an unknown version"
 

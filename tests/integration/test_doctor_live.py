@@ -746,6 +746,7 @@ def an_open_runtime_directory(node: Node) -> Iterator[None]:
         (lambda node: mounted(node, "ramfs", "mode=700"), "warning U45"),
         (lambda _node: in_its_place("/usr/bin/newuidmap"), "error U20"),
         (lambda _node: in_its_place("/usr/bin/fusermount3"), "warning U71"),
+        (lambda _node: in_its_place("/usr/bin/crun", b"#!/bin/sh\nsleep 60\n"), "error U80"),
         (a_closed_device, "error U70"),
         (a_held_lock, "error S03"),
         (a_missing_store, "error S02"),

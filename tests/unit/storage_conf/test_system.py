@@ -58,3 +58,22 @@ def test_the_tools_own_line_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     node = Node(environ={"PATH": f"{tmp_path}:/usr/bin:/bin"}, uid=1000, gid=1000)
     asked = next(one for one in system._PROGRAMS if one[0] == "fuse-overlayfs")
     assert system.version_of(node, *asked).startswith(version)
+
+
+@pytest.mark.parametrize(
+    ("program", "script", "severity", "seen"),
+    [("crun", "sleep 60", "error", "did not finish in 0.5 s"), ("mksquashfs", "kill -9 $$", "warning", "signal 9")],
+)
+def test_a_program_that_hangs_or_dies_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str, script: str, severity: str, seen: str
+) -> None:
+    fake = tmp_path / program
+    fake.write_text(f"#!/bin/sh\n{script}\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr(system, "_SECONDS", 0.5)
+    monkeypatch.setattr(system, "podman", lambda _node: Installed("5.4.2", 5))
+    node = Node(environ={"PATH": f"{tmp_path}:/usr/bin:/bin"}, uid=1000, gid=1000)
+    found = [one for one in system.versions(node) if isinstance(one, Finding) and str(fake) in one.what]
+    assert [(one.id, one.severity.value) for one in found] == [("U80", severity)]
+    assert seen in found[0].evidence
