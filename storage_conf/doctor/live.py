@@ -20,11 +20,12 @@ from squashmount.host import which
 
 from ..facts import NETWORK, Facts, table
 from ..finding import Fact, Finding, error, warning
+from .apparmor import only_podman_may
 from .causes import NO_NAMESPACE
 from .namespace import IdMaps, NamespaceError, Ranges, in_namespace, podman_arguments, try_map
 from .node import Node
 from .places import configuration, nameless_file, nearest, own_ranges
-from .probe import Probe
+from .probe import NotLookedAtError, Probe
 
 _NOBODY, _LAST = 65534, 65535
 _CHOWN_TO = (1, _NOBODY, _LAST)
@@ -41,6 +42,8 @@ def live(node: Node) -> Iterator[Finding | Fact]:
     try:
         seen = in_namespace(node, maps, lambda: _look(place, ids=() if maps.single else _CHOWN_TO))
     except NamespaceError as err:
+        if only_podman_may(node, err):
+            raise NotLookedAtError("U31") from err
         yield _no_namespace(err)
         return
     yield from _overlay(facts, place, seen)

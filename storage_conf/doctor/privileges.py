@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from squashmount.mountinfo import parse_line
 
 from ..finding import Finding, Severity, error, info, warning
+from . import apparmor
 from .namespace import IdMaps, NamespaceError, in_namespace
 from .node import Node
 from .probe import Probe
@@ -200,7 +201,16 @@ def _cause(node: Node, refused: NamespaceError, *, filtered: bool) -> Finding:
     evidence = f"{refused}"
     if by_number := _by_number(refused, filtered=filtered):
         return by_number
-    if _number(node, "kernel/apparmor_restrict_unprivileged_userns") == 1:
+    if apparmor.only_podman_may(node, refused):
+        return warning(
+            "AppArmor allows user namespaces to podman, but not to this python.",
+            "podman and what it starts may use them; other programs may not, and squashmount's own live checks (U42 to "
+            "U45, S05) are run by python: what they would see in Podman's namespace is not known.",
+            "nothing for podman itself; for these checks, as root: an AppArmor profile with `userns,` for this python",
+            id="U31",
+            evidence=f"{evidence}; kernel.apparmor_restrict_unprivileged_userns is 1; {apparmor.PROFILE} has `userns,`",
+        )
+    if apparmor.restricted(node):
         return error(
             "AppArmor takes the capabilities away from user namespaces.",
             "Ubuntu 23.10 and later allow them to programs with a profile only; `write failed /proc/self/uid_map`.",

@@ -34,6 +34,10 @@ _GRACE = 0.3
 """Seconds a child has to end by itself."""
 
 
+class NotLookedAtError(Exception):
+    """A probe says that it cannot look: its ids are skipped, because of the id given, whatever severity that has."""
+
+
 @dataclass(frozen=True)
 class Probe:
     """One or several checks that share what they must find out.
@@ -105,9 +109,9 @@ def examine(probes: Sequence[Probe], node: Node, *, at_once: int = 8) -> Outcome
             for child in _ready(selector, children):
                 selector.unregister(child.pipe)
                 del children[child.pipe]
-                found[child.probe], crashed = _answer(child)
-                if crashed:
-                    skipped |= dict.fromkeys(child.probe.ids, child.probe.ids[0])
+                found[child.probe], why_not = _answer(child)
+                if why_not:
+                    skipped |= dict.fromkeys(child.probe.ids, why_not)
     answers = [answer for probe in probes for answer in found[probe]]
     return Outcome(
         findings=tuple(answer for answer in answers if isinstance(answer, Finding)),
@@ -170,6 +174,8 @@ def _as_child(probe: Probe, node: Node, reader: int, writer: int, others: Sequen
             os.dup2(null, number)
         answers = [_as_json(answer) for answer in probe.run(node)]
         _write(writer, json.dumps({"answers": answers}).encode())
+    except NotLookedAtError as cause:
+        _write(writer, json.dumps({"not": str(cause)}).encode())
     except BaseException:  # noqa: BLE001 - whatever it is, the parent tells it
         with suppress(OSError):
             _write(writer, json.dumps({"bug": traceback.format_exc()}).encode())
@@ -204,18 +210,20 @@ def _ready(selector: selectors.BaseSelector, children: dict[int, _Child]) -> Ite
     yield from over
 
 
-def _answer(child: _Child) -> tuple[list[Finding | Fact], bool]:
-    """Return what a child found, and whether it crashed: then nobody has looked at its ids."""
+def _answer(child: _Child) -> tuple[list[Finding | Fact], str]:
+    """Return what a child found, and where it has not looked at its ids the id that says why: a crash has its own."""
     late = time.monotonic() >= child.end
     os.close(child.pipe)
     _kill(child.pid)
     try:
         said = json.loads(child.said)
     except ValueError:
-        return [_silent(child.probe, late=late)], False
+        return [_silent(child.probe, late=late)], ""
     if "bug" in said:
-        return [_bug(child.probe, said["bug"])], True
-    return [_from_json(item) for item in said["answers"]], False
+        return [_bug(child.probe, said["bug"])], child.probe.ids[0]
+    if "not" in said:
+        return [], said["not"]
+    return [_from_json(item) for item in said["answers"]], ""
 
 
 def _kill(pid: int) -> None:

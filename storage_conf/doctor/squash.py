@@ -27,10 +27,11 @@ from squashmount.runtime import state_dir
 from .. import checks, store_checks
 from ..facts import Facts
 from ..finding import Fact, Finding, error, info, warning
+from .apparmor import only_podman_may
 from .namespace import IdMaps, NamespaceError, in_namespace
 from .node import Node
 from .places import configuration, own_ranges
-from .probe import Probe
+from .probe import NotLookedAtError, Probe
 
 STORE_SECONDS = 1.5
 """How long one store may take to be looked at; its lock has as much again."""
@@ -175,7 +176,9 @@ def self_test(node: Node) -> Iterator[Finding | Fact]:
     start = time.monotonic()
     try:
         seen = in_namespace(node, IdMaps(node.uid, node.gid, uids, gids), _show)
-    except NamespaceError:
+    except NamespaceError as err:
+        if only_podman_may(node, err):
+            raise NotLookedAtError("U31") from err
         return  # U42 says it
     if "error" in seen:
         yield error(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from squashmount.storage_conf.doctor.node import Node
-from squashmount.storage_conf.doctor.probe import Probe, examine, run_all
+from squashmount.storage_conf.doctor.probe import NotLookedAtError, Probe, examine, run_all
 from squashmount.storage_conf.finding import Fact, Finding, Severity, error, info
 
 from squashmount.errors import HostError
@@ -73,6 +73,7 @@ def test_one_that_is_too_late_or_interrupted_removes_what_it_made(tmp_path: Path
     def interrupts(_node: Node) -> Iterator[Finding]:
         while not made.exists():
             time.sleep(0.01)
+        time.sleep(0.2)  # what is raised in the hooks of fork(2), in which the parent may be still, is lost
         os.kill(os.getppid(), signal.SIGINT)
         yield info("", "", "")
 
@@ -99,6 +100,16 @@ def test_one_that_dies_or_has_a_bug_is_told_and_the_others_go_on() -> None:
     assert outcome.skipped == {"U2": "U2", "U3": "U2"}
     assert "ZeroDivisionError" in found[1].evidence
     assert found[2].id == "U1"
+
+
+def test_one_that_cannot_look_says_because_of_what() -> None:
+    def blind(_node: Node) -> Iterator[Finding]:
+        yield info("half", "why", "fix", id="U42")
+        raise NotLookedAtError("U31")
+
+    outcome = examine([Probe(("U42", "U43"), "The map", blind), after("S05", "U42"), after("U50")], NODE)
+    assert [one.id for one in outcome.findings] == ["U50"]
+    assert outcome.skipped == {"U42": "U31", "U43": "U31", "S05": "U31"}
 
 
 def test_an_endless_answer_is_cut_off() -> None:
