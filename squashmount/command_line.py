@@ -60,6 +60,17 @@ def _silence() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def add_family(commands: Any, name: str, text: str, *, epilog: str, more: str) -> Any:
+    """Add a command that only has commands of its own, and return what those are added to.
+
+    `text` is its line in the list of commands, `more` is all its own --help says of it.
+    """
+    family = commands.add_parser(
+        name, help=text, description=more, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    return family.add_subparsers(required=True, metavar="SUBCOMMAND")
+
+
 def add_command(commands: Any, name: str, text: str, run: Command, *, epilog: str, more: str = "") -> Any:
     """Add one command and return its parser for the options.
 

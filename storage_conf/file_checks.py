@@ -11,11 +11,10 @@ from squashmount.errors import UsageError
 from squashmount.mountinfo import read_mounts
 from squashmount.trust import Trust
 
-from . import containers_schema, schema
+from . import containers_schema, facts, schema
 from .checks import RUNROOT_LIMIT
 from .conf import GRAPHROOT, RUNROOT
 from .containers_schema import CHOICES, GONE
-from .facts import place
 from .finding import Finding, error, info, warning
 from .generate import SITE_STORAGE
 from .lines import Lines, line_of_error
@@ -113,9 +112,9 @@ def _schema(data: dict[str, Any], tables: schema.Tables) -> Iterator[Problem]:
 
 
 def _storage(data: dict[str, Any], path: str, machine: Machine) -> Iterator[Problem]:
-    storage = _table(data, "storage")
-    options = _table(storage, "options")
-    overlay = _table(options, "overlay")
+    storage = facts.table(data, "storage")
+    options = facts.table(storage, "options")
+    overlay = facts.table(options, "overlay")
     yield from _driver(storage, options, overlay)
     for key in ("graphroot", "runroot", "rootless_storage_path"):
         value = storage.get(key)
@@ -152,7 +151,7 @@ def _place(key: str, value: str, path: str, machine: Machine) -> Iterator[Findin
         yield error(
             f"{key} {value} is no absolute path", "Podman takes it from where it is started.", f'{key} = "{local}"'
         )
-    here = place(machine, read_mounts(), value, value, ())
+    here = facts.place(machine, read_mounts(), value, value, ())
     if here.shared:
         why = f"{here.target} is {here.fstype}: owners and locks are missing, and nodes damage each other's containers."
         yield error(f"{key} {here.path} is on a network file system", why, f'{key} = "{local}"')
@@ -279,7 +278,7 @@ def containers(data: dict[str, Any], machine: Machine, above: tuple[str, ...] = 
     for where, finding in _schema(data, containers_schema.TABLES):
         yield (*above, *where), finding
     for (table, key), allowed in CHOICES.items():
-        value = _table(data, table).get(key)
+        value = facts.table(data, table).get(key)
         if isinstance(value, str) and value not in allowed:
             names = ", ".join(name for name in allowed if name)
             yield (
@@ -287,10 +286,10 @@ def containers(data: dict[str, Any], machine: Machine, above: tuple[str, ...] = 
                 error(f"{key} = {value!r} is not allowed", "Podman refuses it.", f"one of {names}"),
             )
     for (table, key, gone), (since, instead) in GONE.items():
-        if _table(data, table).get(key) == gone and machine.podman >= since:
+        if facts.table(data, table).get(key) == gone and machine.podman >= since:
             what = f"{key} = {gone!r} does not exist in Podman {machine.podman}"
             yield (*above, table, key), error(what, f"It is gone since Podman {since}.", f'{key} = "{instead}"')
-    engine = _table(data, "engine")
+    engine = facts.table(data, "engine")
     hooks = engine.get("hooks_dir")
     for one in hooks if isinstance(hooks, list) else ():
         if isinstance(one, str):
@@ -318,7 +317,7 @@ def _site(data: dict[str, Any], machine: Machine) -> Iterator[Problem]:
                         "a place on a local disk",
                     ),
                 )
-            here = place(machine, read_mounts(), value, value, ())
+            here = facts.place(machine, read_mounts(), value, value, ())
             if here.shared:
                 yield (
                     where,
@@ -365,8 +364,3 @@ def _trusted(kind: str, path: str) -> Iterator[Problem]:
     if doubt:
         why = f"Whoever can write it decides what runs as other users, and {doubt}."
         yield (), error("the file is not trusted", why, "chown root, chmod go-w: the file, and every directory above")
-
-
-def _table(data: dict[str, Any], key: str) -> dict[str, Any]:
-    value = data.get(key)
-    return value if isinstance(value, dict) else {}

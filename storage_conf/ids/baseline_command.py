@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from squashmount.atomic import replace_text
-from squashmount.command_line import add_command, say
+from squashmount.command_line import add_command, add_family, say
 from squashmount.errors import DamagedError, SpaceError
 
 from ..doctor.node import Node
@@ -21,14 +21,13 @@ from .source_options import add_source, read_source
 
 def add(commands: Any) -> None:
     """Add `ids baseline` with its two commands."""
-    family = commands.add_parser(
+    subcommands = add_family(
+        commands,
         "baseline",
-        help="remember who has which ranges, and say what changed since",
-        description="Remember who has which ranges, and say what changed: files keep the ids they were made with.",
+        "remember who has which ranges, and say what changed since",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        more="Remember who has which ranges, and say what changed: files keep the ids they were made with.",
     )
-    subcommands = family.add_subparsers(required=True, metavar="SUBCOMMAND")
     save = add_command(
         subcommands,
         "save",

@@ -50,7 +50,7 @@ def add(commands: Any) -> None:
 
 
 def _check(args: argparse.Namespace) -> int:
-    formula = _formula(args.formula) if args.formula else None
+    formula = Formula.of(args.formula) if args.formula else None
     only = _only(args.only)
     inventory = read_source(args)
     asked = search(args) if inventory.kind == "ldap" else None
@@ -73,16 +73,6 @@ def _since(site: Site, path: str) -> Iterator[Verdict]:
     for finding in baseline.findings(baseline.differences(old, new), before=len(old.live()), paths=paths):
         items = tuple(finding.evidence.split("\n"))
         yield Verdict(replace(finding, evidence=shortened(items)), items)
-
-
-def _formula(text: str) -> Formula:
-    try:
-        base, count, uid_min = map(int, text.split(":"))
-    except ValueError:
-        base = count = uid_min = -1
-    if min(base, uid_min) < 0 or count < 1:
-        raise UsageError(f"{text!r} is no BASE:COUNT:UID_MIN.", hint="such as 2147483648:65536:1000")
-    return Formula(base, count, uid_min)
 
 
 def _only(text: str | None) -> set[str]:

@@ -1,8 +1,9 @@
 """The commands `squashmount-conf ids …`: the subordinate ids of a whole site."""
 
-import argparse
 from collections.abc import Callable
 from typing import Any
+
+from squashmount.command_line import add_family
 
 from ..options import EPILOG
 from . import baseline_command, check_command, compare_command, plan_command, plot_command
@@ -19,13 +20,12 @@ COMMANDS: list[Callable[[Any], None]] = [
 
 def add(commands: Any) -> None:
     """Add `ids` and its commands."""
-    family = commands.add_parser(
+    subcommands = add_family(
+        commands,
         "ids",
-        help="prove or plan the subordinate ids of all users of a site",
-        description="Prove that the subordinate id ranges of all users are consistent and safe, and plan new ones.",
+        "prove or plan the subordinate ids of all users of a site",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        more="Prove that the subordinate id ranges of all users are consistent and safe, and plan new ones.",
     )
-    subcommands = family.add_subparsers(required=True, metavar="SUBCOMMAND")
     for add_one in COMMANDS:
         add_one(subcommands)

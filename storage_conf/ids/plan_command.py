@@ -16,9 +16,10 @@ from ..options import EPILOG
 from . import baseline
 from .allocate import Grant, Plan, Rule, make_plan
 from .directory_schema import SCHEMAS, directory
-from .inventory import Inventory
+from .inventory import Inventory, opened
 from .plan_output import Tree, ldif, subid_lines
 from .ranges import KINDS, Account
+from .site import Formula
 from .source_options import add_source, read_source
 
 FORMAT = 1
@@ -71,8 +72,8 @@ def add(commands: Any) -> None:
 
 
 def _plan(args: argparse.Namespace) -> int:
-    base, count, uid_min = _formula(args.formula)
-    rule = Rule(base, count, uid_min, args.end, args.next_free)
+    formula = Formula.of(args.formula)
+    rule = Rule(formula.base, formula.count, formula.uid_min, args.end, args.next_free)
     past = baseline.load(args.baseline).past() if args.baseline else []
     inventory = read_source(args)
     accounts = [*inventory.accounts, *(_passwd(args.passwd) if args.passwd else ())]
@@ -91,14 +92,6 @@ def _plan(args: argparse.Namespace) -> int:
         report = "\n".join([*map(str, plan.findings), plan.as_text(), summary(plan.findings)])
         print(report, file=sys.stdout if args.output is not None else sys.stderr)
     return exit_code(plan.findings)
-
-
-def _formula(text: str) -> tuple[int, int, int]:
-    try:
-        base, count, uid_min = map(int, text.split(":"))
-    except ValueError:
-        raise UsageError(f"{text!r} is no BASE:COUNT:UID_MIN.", hint="such as 2147483648:65536:1000") from None
-    return base, count, uid_min
 
 
 def _unreadable(inventory: Inventory) -> Iterator[Finding]:
@@ -153,11 +146,8 @@ def _write(texts: dict[str, str], args: argparse.Namespace) -> None:
 
 
 def _present(path: str) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            data = file.read()
-    except FileNotFoundError:
-        return b""
+    with opened(path, regular=True) as file:
+        data = file.read() if file else b""
     if b"\0" in data:
         raise DamagedError(f"{path} holds NUL bytes.")
     return data if not data or data.endswith(b"\n") else data + b"\n"

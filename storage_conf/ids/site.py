@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from squashmount.errors import ToolError
+from squashmount.errors import ToolError, UsageError
 from squashmount.process import run
 
 from ..doctor.node import Node
@@ -32,6 +32,17 @@ class Formula:
     base: int
     count: int
     uid_min: int
+
+    @classmethod
+    def of(cls, text: str) -> "Formula":
+        """Return what BASE:COUNT:UID_MIN says; UsageError where it says nothing."""
+        try:
+            base, count, uid_min = map(int, text.split(":"))
+        except ValueError:
+            base = count = uid_min = -1
+        if min(base, uid_min) < 0 or count < 1:
+            raise UsageError(f"{text!r} is no BASE:COUNT:UID_MIN.", hint="such as 2147483648:65536:1000")
+        return cls(base, count, uid_min)
 
     def start(self, uid: int) -> int:
         """Return where the range of a uid begins; it may lie past the end of all ids."""

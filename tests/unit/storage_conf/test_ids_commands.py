@@ -141,6 +141,10 @@ def test_a_fifo_is_refused_and_never_waited_for(root: Path, capsys: pytest.Captu
     for words in (("baseline", "diff"), ("baseline", "save"), ("check", "--baseline"), ("plan", "--baseline")):
         assert conf(root, *words, str(pipe)) == 2
         assert f"{pipe} is a pipe or device, not a file." in capsys.readouterr().err
+    (root / "out").mkdir()
+    os.mkfifo(root / "out/subuid")
+    assert conf(root, "plan", "-o", str(root / "out")) == 2
+    assert "out/subuid is a pipe or device, not a file." in capsys.readouterr().err
     (root / "etc/subgid").unlink()
     os.mkfifo(root / "etc/subgid")
     assert conf(root, "check") == 2
