@@ -119,8 +119,8 @@ def read_table(path: str) -> dict[str, object]:
             return tomllib.load(file)
     except OSError as err:
         raise UsageError(f"Cannot read the configuration file {path}.", details=str(err)) from err
-    except tomllib.TOMLDecodeError as err:
-        raise UsageError(f"{path} is not valid TOML.", details=str(err)) from err
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as err:
+        raise UsageError(f"{path} is not valid TOML.", details=str(err), hint=f"squashmount-conf check {path}") from err
 
 
 def merged(config: Config, values: dict[str, object], *, where: str, text: bool = False) -> Config:

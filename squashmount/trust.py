@@ -6,6 +6,7 @@ import stat
 from .errors import UsageError
 
 _OVERFLOW_UID = 65534
+_MAX_LINKS = 40  # as many as the kernel follows (path_resolution(7))
 
 
 class Trust:
@@ -39,14 +40,26 @@ class Trust:
         return known
 
     def _links(self, path: str) -> str:
-        # the directories that hold the links decide where they lead
-        parts = path.split("/")
-        for count in range(2, len(parts) + 1):
-            step = "/".join(parts[:count])
-            if os.path.islink(step):
-                doubt = self._doubt_of(os.path.realpath(os.path.dirname(step)))
-                if doubt:
-                    return doubt
+        # whoever owns a link, or can replace it in its directory, decides where it leads: for each that is followed
+        left = os.path.join(os.getcwd(), path).split("/")[::-1]
+        here, followed = "/", 0
+        while left and followed < _MAX_LINKS:
+            name = left.pop()
+            step = (
+                os.path.dirname(here) if name == ".." else os.path.join(here, name) if name not in {"", "."} else here
+            )
+            try:
+                target = os.readlink(step)
+                owner = os.lstat(step).st_uid
+            except OSError:
+                here = step
+                continue
+            followed += 1
+            doubt = self._doubt_of(here) or ("" if owner in self._owners else f"{step!r} belongs to uid {owner}")
+            if doubt:
+                return doubt
+            here = "/" if target.startswith("/") else here
+            left += target.split("/")[::-1]
         return ""
 
     def _own_doubt(self, path: str) -> str:

@@ -29,7 +29,7 @@ class Setting:
     origin: str
 
     def __str__(self) -> str:
-        return f"{self.key} = {json.dumps(self.value)}  # {self.origin}"
+        return f"{self.key} = {json.dumps(self.value, default=str)}  # {self.origin}"
 
 
 def add(commands: Any) -> None:
@@ -57,12 +57,12 @@ def _explain(args: argparse.Namespace) -> int:
             key: [{"value": one.value, "origin": one.origin} for one in reversed(values)]
             for key, values in chosen.items()
         }
-        say(json.dumps({"format": 1, "settings": said}, indent=2))
+        say(json.dumps({"format": 1, "settings": said}, indent=2, default=str))
         return 0
     for values in chosen.values():
         say(str(values[-1]))
         for weaker in reversed(values[:-1]):
-            say(f"    instead of {json.dumps(weaker.value)}, {weaker.origin}")
+            say(f"    instead of {json.dumps(weaker.value, default=str)}, {weaker.origin}")
     return 0
 
 
@@ -87,7 +87,7 @@ def settings(environ: Mapping[str, str]) -> Iterator[Setting]:
 
 def _of_the_site() -> Iterator[Setting]:
     load_site()
-    table = read_table(SITE_FILE) if os.path.exists(SITE_FILE) else {}
+    table = read_table(SITE_FILE) if os.path.lexists(SITE_FILE) else {}
     lines = lines_of(SITE_FILE) if table else Lines("")
     defaults = {"scratch.graphroot": GRAPHROOT, "scratch.runroot": RUNROOT, "ignore_chown_errors": True}
     defaults |= {

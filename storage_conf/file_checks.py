@@ -1,6 +1,7 @@
 """What is wrong with one file, storage.conf, containers.conf or site.toml, line by line."""
 
 import os
+import shlex
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -19,11 +20,12 @@ from .finding import Finding, error, info, warning
 from .generate import SITE_STORAGE
 from .lines import Lines, line_of_error
 from .podman import Machine, expand
-from .site import Problem, problems, site_of, template_findings
+from .site import Problem, problems, settings_problems, site_of, template_findings
 from .trusted import hooks_findings
 
 _IGNORED = "Podman ignores it; version 6 does not even say so."
 _REFUSED = "Podman refuses the whole file."
+_OURS = {"site.toml", "squashmount.toml"}
 
 
 @dataclass(frozen=True)
@@ -38,18 +40,20 @@ class Checked:
 def check_file(path: str, machine: Machine) -> Checked:
     """Look at one file as this Podman does. UsageError when it cannot be read."""
     try:
-        with open(path, encoding="utf-8") as file:
-            text = file.read(16 << 20)
-    except (OSError, UnicodeDecodeError) as err:
+        with open(path, "rb") as file:
+            raw = file.read(16 << 20)
+    except OSError as err:
         raise UsageError(f"{path} cannot be read.", details=str(err)) from err
     kind = _kind_by_name(path)
     try:
+        text = raw.decode().replace("\r\n", "\n")
         data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as err:
-        found = error(
-            "the file is no TOML", "Podman stops, or goes on with its defaults.", "repair it", evidence=str(err)
-        )
-        return Checked(path, kind or "storage.conf", ((line_of_error(err), _at(found, path, line_of_error(err))),))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as err:
+        line = raw.count(b"\n", 0, err.start) + 1 if isinstance(err, UnicodeDecodeError) else line_of_error(err)
+        why = "Podman stops, or goes on with its defaults."
+        why = "squashmount and migrate2scratch stop." if kind in _OURS else why
+        found = error("the file is no TOML", why, f"repair line {line}" if line else "repair it", evidence=str(err))
+        return Checked(path, kind or "storage.conf", ((line, _at(found, path, line)),))
     kind = kind or _kind_by_content(data)
     yielded = [*_of_kind(kind, data, path, machine), *_trusted(kind, path)]
     lines = Lines(text)
@@ -65,8 +69,8 @@ def _at(finding: Finding, path: str, line: int) -> Finding:
 def _kind_by_name(path: str) -> str:
     whole = os.path.abspath(path)
     name = os.path.basename(whole)
-    if name in {"site.toml", "squashmount.toml"}:
-        return "site.toml"
+    if name in _OURS:
+        return name
     if name.startswith("storage") or "/storage." in whole:
         return "storage.conf"
     return "containers.conf" if name.startswith("containers") or "/containers.conf." in whole else ""
@@ -84,6 +88,8 @@ def _of_kind(kind: str, data: dict[str, Any], path: str, machine: Machine) -> It
         yield from _storage(data, path, machine)
     elif kind == "containers.conf":
         yield from containers(data, machine)
+    elif kind == "squashmount.toml":
+        yield from settings_problems(data, path, Config._fields)
     else:
         wrong = list(problems(data, path))
         yield from wrong
@@ -364,3 +370,17 @@ def _trusted(kind: str, path: str) -> Iterator[Problem]:
     if doubt:
         why = f"Whoever can write it decides what runs as other users, and {doubt}."
         yield (), error("the file is not trusted", why, "chown root, chmod go-w: the file, and every directory above")
+    closed = _closed(os.path.realpath(real)) if real.startswith(("/etc/", "/usr/")) else ""
+    if closed:
+        why = "For users it is as if there were none, or Podman stops."
+        right = "x" if os.path.isdir(closed) else "r"
+        yield (), warning(f"users cannot read the file: {closed}", why, f"chmod a+{right} {shlex.quote(closed)}")
+
+
+def _closed(path: str) -> str:
+    """Return what on the way to a file, or the file, is closed to others; "" when they can read it."""
+    parts = path.split("/")
+    for above in ("/".join(parts[:count]) for count in range(2, len(parts))):
+        if not os.stat(above).st_mode & 0o001:
+            return above
+    return "" if os.stat(path).st_mode & 0o004 else path

@@ -92,9 +92,10 @@ class Site:
     def forbids(self, path: str, machine: Machine) -> str:
         """Return the forbidden place a configured path lies on, links followed; "" where it may be."""
         meant = expand(path, machine)
-        real = os.path.realpath(meant)
+        ways = {meant, os.path.realpath(meant)}
         for place in self.forbidden:
-            if any(one == place or one.startswith(place.rstrip("/") + "/") for one in (meant, real)):
+            places = {place, os.path.realpath(place)}
+            if any(way == one or way.startswith(one.rstrip("/") + "/") for way in ways for one in places):
                 return place
         return ""
 
@@ -107,7 +108,7 @@ class Site:
 def load_site(named: str | None = None) -> Site:
     """Read a site.toml; the default one need not exist. UsageError: not TOML, not trusted, or wrong."""
     path = named or SITE_FILE
-    if path == SITE_FILE and not os.path.exists(path):
+    if path == SITE_FILE and not os.path.lexists(path):
         return Site()
     table = read_table(path)
     wrong = [finding for _, finding in problems(table, path) if finding.severity.value == "error"]
@@ -144,21 +145,7 @@ Problem = tuple[tuple[str | int, ...], Finding]
 def problems(table: Mapping[str, Any], where: str) -> Iterator[Problem]:
     """Yield what is wrong with the table of a site.toml."""
     settings = {key: value for key, value in table.items() if key not in SITE_ONLY}
-    for key, value in settings.items():
-        if key not in Config._fields:
-            yield (
-                (key,),
-                error(
-                    f"unknown key {key}",
-                    "A word that nobody knows must not pass for a choice.",
-                    near(key, [*Config._fields, *_KEYS]),
-                ),
-            )
-            continue
-        try:
-            merged(Config(), {key: value}, where=where)
-        except UsageError as err:
-            yield (key,), error(f"{key} = {value!r} is not allowed", "No setting has this value.", err.hint)
+    yield from settings_problems(settings, where, [*Config._fields, *_KEYS])
     yield from _typed(table, _KEYS, ())
     yield from _scratch(table.get("scratch"))
     yield from _stores(table.get("stores"))
@@ -187,6 +174,20 @@ def problems(table: Mapping[str, Any], where: str) -> Iterator[Problem]:
                     "[modules.NAME.containers]",
                 ),
             )
+
+
+def settings_problems(settings: Mapping[str, Any], where: str, known: Iterable[str]) -> Iterator[Problem]:
+    """Yield what is wrong with settings of squashmount; `known` are the keys to name where one is unknown."""
+    for key, value in settings.items():
+        if key not in Config._fields:
+            why = "A word that nobody knows must not pass for a choice."
+            why = "It belongs into /etc/squashmount/site.toml." if key in SITE_ONLY else why
+            yield (key,), error(f"unknown key {key}", why, near(key, known))
+            continue
+        try:
+            merged(Config(), {key: value}, where=where)
+        except UsageError as err:
+            yield (key,), error(f"{key} = {value!r} is not allowed", "No setting has this value.", err.hint)
 
 
 def near(key: str, known: Iterable[str]) -> str:

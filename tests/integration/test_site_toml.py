@@ -1,6 +1,7 @@
 """One site.toml for a node: real Podman of two users shows what it asks for, runs a container, takes its module."""
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -134,3 +135,29 @@ def test_what_others_could_change_is_refused(local: Path, product: Path, frank: 
         assert "can be written by everybody" in done.out
     finally:
         site.chmod(mode)
+
+
+def test_a_link_of_another_user_is_refused(local: Path, product: Path, frank: User) -> None:
+    assert local.is_dir()
+    site, link = Path("/etc/squashmount/site.toml"), Path("/etc/squashmount/link")
+    real = site.rename("/etc/squashmount/real.toml")
+    link.symlink_to(real)
+    site.symlink_to(link)
+    command = str(product / "bin/squashmount-conf")
+    try:
+        run(command, "explain").ok()
+        os.chown(link, frank.uid, frank.uid, follow_symlinks=False)
+        done = run(command, "explain")
+        assert (done.code, f"'{link}' belongs to uid {frank.uid}" in done.err) == (2, True)
+    finally:
+        link.unlink()
+        site.unlink()
+        real.rename(site)
+
+
+def test_a_site_file_that_users_cannot_read_is_named(local: Path, product: Path) -> None:
+    assert local.is_dir()
+    site = Path("/etc/squashmount/site.toml")
+    site.chmod(0o600)
+    done = run(str(product / "bin/squashmount-conf"), "check", "--strict", str(site))
+    assert (done.code, f"chmod a+r {site}" in done.out) == (11, True)

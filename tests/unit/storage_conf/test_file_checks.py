@@ -164,6 +164,25 @@ def test_mistakes_in_site_toml(tmp_path: Path, text: str, line: int, says: str) 
     assert [(where, what) for where, what in said if where == line and says in what], said
 
 
+@pytest.mark.parametrize(
+    ("raw", "line"), [(b'[storage]\ndriver = "\xff"\n', 2), (b"a = " + b"[" * 3000 + b"]" * 3000, 0)]
+)
+@pytest.mark.parametrize("name", ["storage.conf", "site.toml"])
+def test_what_no_parser_takes_is_a_finding(tmp_path: Path, name: str, raw: bytes, line: int) -> None:
+    (tmp_path / name).write_bytes(raw)
+    ((where, finding),) = check_file(str(tmp_path / name), machine()).findings
+    assert (where, "the file is no TOML" in finding.what) == (line, True)
+    assert ("Podman" in finding.why) == (name == "storage.conf")
+
+
+def test_a_users_settings_are_not_the_sites(tmp_path: Path) -> None:
+    path = tmp_path / "squashmount.toml"
+    path.write_text('engine = "wire"\n')
+    path.chmod(0o666)
+    assert check_file(str(path), machine()).findings == ()
+    assert found(path, "engin = 1\n[scratch]\n") == [(1, "unknown key engin"), (2, "unknown key scratch")]
+
+
 def test_near_misses_are_named(tmp_path: Path) -> None:
     path = tmp_path / "site.toml"
     path.write_text("prefetch-mib = 1\n")

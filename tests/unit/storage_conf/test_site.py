@@ -66,6 +66,35 @@ def test_forbidden_places(tmp_path: Path) -> None:
     assert found.forbids("$HOME/c", machine) == str(real)
     assert found.forbids(f"{tmp_path}/link/c", machine) == str(real)
     assert found.forbids(f"{tmp_path}/homeless", machine) == ""
+    (tmp_path / "homes").symlink_to(real)
+    assert Site(forbidden=(f"{tmp_path}/homes",)).forbids("$HOME/c", machine) == f"{tmp_path}/homes"
+
+
+@pytest.mark.parametrize("text", [b'engine = "\xff"\n', b"engine = " + b"[" * 3000 + b"]" * 3000, b"engine = \n"])
+def test_what_no_parser_takes_is_an_error_with_the_command_that_names_the_line(
+    here: Path, capsys: pytest.CaptureFixture[str], text: bytes
+) -> None:
+    here.write_bytes(text)
+    for command in (["explain"], ["generate", "--site", "--podman", "5"]):
+        assert main(command) == 2
+        said = capsys.readouterr().err
+        assert "is not valid TOML" in said
+        assert f"squashmount-conf check {here}" in said
+
+
+def test_a_site_file_that_leads_nowhere_is_an_error(here: Path) -> None:
+    here.symlink_to("/nonexistent/site.toml")
+    with pytest.raises(UsageError, match="Cannot read the configuration file"):
+        load_site(str(here))
+    assert main(["explain"]) == 2
+
+
+def test_dates_are_explained(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    here.write_text("[modules.a.containers]\nenv = [1979-05-27]\n")
+    assert main(["explain", "modules"]) == 0
+    assert "1979-05-27" in capsys.readouterr().out
+    assert main(["explain", "--json"]) == 0
+    assert "1979-05-27" in capsys.readouterr().out
 
 
 def test_a_wrong_file_is_refused(here: Path) -> None:
