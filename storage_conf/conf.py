@@ -46,13 +46,14 @@ class StorageSettings:
 
 @dataclass(frozen=True)
 class Entry:
-    """One key; `keep` leaves a value that is already there."""
+    """One key; `keep` leaves a value that is already there, `whole` no item of a list that is not ours."""
 
     table: tuple[str, ...]
     key: str
     value: str | list[str]
     why: str
     keep: bool = False
+    whole: bool = False
 
 
 HEADER: Final = {
@@ -69,7 +70,7 @@ def merged(text: str, settings: StorageSettings, content: Content) -> str:
     """
     try:
         document = tomlkit.parse(text) if text.strip() else _new(content)
-        entries = tuple(_entries(settings, content, _present_root(text, content)))
+        entries = tuple(_entries(settings, content, tomllib.loads(text)))
         for entry in entries:
             _put(document, entry)
         result = tomlkit.dumps(document)
@@ -80,21 +81,21 @@ def merged(text: str, settings: StorageSettings, content: Content) -> str:
     return result
 
 
-def _present_root(text: str, content: Content) -> str:
+def _present_root(data: dict[str, Any], content: Content) -> str:
     """Return where rootless images are by the present file: moving them away by default would hide them."""
-    storage = tomllib.loads(text).get("storage", {})
+    storage = data.get("storage", {})
     root = storage.get("rootless_storage_path", GRAPHROOT)
     return str(root if content is Content.SYSTEM else storage.get("graphroot", root))
 
 
-def _entries(settings: StorageSettings, content: Content, present: str) -> Iterator[Entry]:
+def _entries(settings: StorageSettings, content: Content, present: dict[str, Any]) -> Iterator[Entry]:
     if content is Content.CONTAINERS:
         yield from _ENGINE
         if settings.site.hooks_dirs:
             yield Entry(("engine",), "hooks_dir", list(settings.site.hooks_dirs), _HOOKS)
         return
     storage, options, overlay = ("storage",), ("storage", "options"), ("storage", "options", "overlay")
-    graphroot = settings.graphroot or present
+    graphroot = settings.graphroot or _present_root(present, content)
     # root's images would vanish with another driver: in the system file the admin's choice stays
     yield Entry(storage, "driver", "overlay", _DRIVER, keep=content is Content.SYSTEM)
     if content is Content.SYSTEM:
@@ -107,8 +108,11 @@ def _entries(settings: StorageSettings, content: Content, present: str) -> Itera
         yield Entry(storage, "rootless_storage_path", graphroot, _ROOTLESS, keep=settings.graphroot is None)
     if content is Content.STORAGE:
         by_audience = any(not store.everybody for store in settings.site.stores)
-        if settings.stores or (by_audience and settings.podman < 6):
-            yield Entry(options, "additionalimagestores", list(settings.stores), _STORES)
+        named = "additionalimagestores" in present.get("storage", {}).get("options", {})
+        # one that site.toml took from its list, or gave to a group, must not stay for all
+        whole = bool(settings.site.stores) and settings.stores == settings.site.stores_of("", ())
+        if settings.stores or (by_audience and (settings.podman < 6 or named)):
+            yield Entry(options, "additionalimagestores", list(settings.stores), _STORES, whole=whole)
         yield Entry(overlay, "mount_program", settings.mount_program, _PROGRAM)
     ignore = settings.chown_default if settings.ignore_chown_errors is None else settings.ignore_chown_errors
     yield Entry(
@@ -158,7 +162,7 @@ def _put(document: tomlkit.TOMLDocument, entry: Entry) -> None:
         table = table[name]
     if entry.key in table:
         if not entry.keep:
-            _change(table, entry.key, entry.value)
+            _change(table, entry.key, entry.value, whole=entry.whole)
         return
     item = tomlkit.item(entry.value)
     if not isinstance(table, InlineTable):
@@ -167,9 +171,12 @@ def _put(document: tomlkit.TOMLDocument, entry: Entry) -> None:
     table[entry.key] = item
 
 
-def _change(table: MutableMapping[str, Any], key: str, value: str | list[str]) -> None:
+def _change(table: MutableMapping[str, Any], key: str, value: str | list[str], *, whole: bool) -> None:
     present = table[key]
-    if isinstance(value, list) and isinstance(present, Array):
+    if whole:
+        if list(present) != value:
+            table[key] = value
+    elif isinstance(value, list) and isinstance(present, Array):
         # the admin's other stores stay, after ours: Podman takes the first that has the layer
         for place, item in enumerate(item for item in value if item not in present):
             present.insert(place, item)

@@ -77,10 +77,7 @@ def _generate(args: argparse.Namespace) -> int:
 def _settings(args: argparse.Namespace, machine: Machine, site: Site) -> StorageSettings:
     for option in ("graphroot", "runroot"):
         value = getattr(args, option)
-        if value and not value.startswith(("/", "$")):
-            raise UsageError(f"--{option} {value} is not an absolute path.")
-        if value and "${UID}" in value:
-            raise UsageError(f"--{option}: Podman fills in $UID, but ${{UID}} becomes nothing.", hint="write $UID")
+        _require_good(option, value, site=args.site)
     ignore = {"yes": True, "no": False, "auto": site.ignore_chown_errors}[args.ignore_chown_errors]
     of_audience = site.stores_of("", ()) if args.site else site.stores_of(_user(machine.uid), _groups())
     return StorageSettings(
@@ -93,6 +90,16 @@ def _settings(args: argparse.Namespace, machine: Machine, site: Site) -> Storage
         podman=machine.podman,
         site=site if args.site else Site(forbidden=site.forbidden),
     )
+
+
+def _require_good(option: str, value: str | None, *, site: bool) -> None:
+    if value and not value.startswith(("/", "$")):
+        raise UsageError(f"--{option} {value} is not an absolute path.")
+    if value and "${UID}" in value:
+        raise UsageError(f"--{option}: Podman fills in $UID, but ${{UID}} becomes nothing.", hint="write $UID")
+    if value and site and "$" not in value:
+        hint = f"--{option} with $UID in it, in single quotes"
+        raise UsageError(f"--{option} {value} is the same for every user.", hint=hint)
 
 
 def _user(uid: int) -> str:

@@ -184,6 +184,7 @@ def test_the_mount_program_is_the_one_with_the_quick_start(
         (["--graphroot", "/tmp/${UID}"], 2, "write $UID"),
         (["--mount-program", "bin/squashmount"], 2, "not an absolute path"),
         (["--prefix", "/x"], 2, "belongs to --site"),
+        (["--site", "--graphroot", "/local/c"], 2, "the same for every user"),
         (["--podman", "3"], 2, "Podman 3"),
     ],
 )

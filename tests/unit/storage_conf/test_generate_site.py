@@ -119,6 +119,33 @@ def test_without_an_audience_the_file_of_everybody(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("podman", ["5", "6"])
+@pytest.mark.parametrize("others", [["/all"], []])
+def test_what_site_toml_names_no_more_is_gone(site: Path, tmp_path: Path, podman: str, others: list[str]) -> None:
+    command = [
+        "generate",
+        "--site",
+        "--write",
+        "--prefix",
+        str(tmp_path / "r"),
+        "--from",
+        str(site),
+        "--podman",
+        podman,
+    ]
+    first = [f'[[stores]]\npath = "{path}"\nall = true\n' for path in (*others, "/moved", "/removed")]
+    site.write_text(f'mount_program = "{PROGRAM}"\n' + "".join(first))
+    assert main(command) == 0
+    name = "storage.rootless.conf.d/50-squashmount.conf" if podman == "6" else "squashmount/storage.conf"
+    path = tmp_path / "r/etc/containers" / name
+    path.write_text(path.read_text() + "# kept\n")
+    then = [f'[[stores]]\npath = "{path}"\nall = true\n' for path in others]
+    site.write_text(f'mount_program = "{PROGRAM}"\n' + "".join(then) + '[[stores]]\npath = "/moved"\ngroups = ["x"]\n')
+    assert main(command) == 0
+    assert tomllib.loads(path.read_text())["storage"]["options"]["additionalimagestores"] == others
+    assert path.read_text().endswith("# kept\n")
+
+
 @pytest.mark.parametrize("podman", [5, 6])
 def test_no_path_is_run_by_the_login_shell(tmp_path: Path, podman: int) -> None:
     path = f"/a'; touch {tmp_path}/ran; echo '$(touch {tmp_path}/ran)"
