@@ -192,6 +192,24 @@ def test_somebody_elses_line_is_a_warning(doctor: Doctor) -> None:
     assert (said.mine, said.errors) == ({"U06"}, set())
 
 
+def test_somebody_elses_line_that_grants_every_id_is_an_error(doctor: Doctor) -> None:
+    for path in FILES[:2]:
+        with open(path, "a") as file:
+            file.write("erin:0:0\n")
+    said = doctor()
+    assert (said.mine, said.errors, said.code) == ({"U06"}, {"U06"}, 11)
+    assert "root's and yours too" in said.one("U06")["why"]
+
+
+def test_a_fifo_in_the_place_of_a_file(doctor: Doctor) -> None:
+    os.unlink("/etc/subuid")
+    os.mkfifo("/etc/subuid", 0o644)
+    said = doctor()
+    assert "U06" in said.errors
+    assert said.one("U06")["what"] == "/etc/subuid is no regular file."
+    assert said.mine <= {"U06", "U07", "U08"}, "newuidmap gives nothing, or waits"
+
+
 @pytest.mark.parametrize(("mode", "owner"), [(0o600, 0), (0o666, 0), (0o644, UID)])
 def test_rights_of_the_file(doctor: Doctor, mode: int, owner: int) -> None:
     os.chmod("/etc/subuid", mode)
