@@ -98,7 +98,7 @@ CHOICES: dict[tuple[str, str], tuple[str, ...]] = {
     ("engine", "cgroup_manager"): ("systemd", "cgroupfs"),
     ("engine", "events_logger"): ("journald", "file", "none"),
     ("engine", "lock_type"): ("shm", "file"),
-    ("engine", "pull_policy"): ("always", "missing", "never", "newer"),
+    ("engine", "pull_policy"): ("always", "missing", "ifnotpresent", "never", "newer"),
     ("network", "network_backend"): ("", "netavark", "cni"),
 }
 

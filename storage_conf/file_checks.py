@@ -19,7 +19,7 @@ from .containers_schema import CHOICES, GONE
 from .finding import Finding, error, info, warning
 from .generate import SITE_STORAGE
 from .lines import Lines, line_of_error
-from .podman import Machine, expand
+from .podman import Machine, expand, unset_variables
 from .site import Problem, problems, settings_problems, site_of, template_findings
 from .trusted import hooks_findings
 
@@ -164,6 +164,10 @@ def _place(key: str, value: str, path: str, machine: Machine) -> Iterator[Findin
     if key == "runroot" and len(here.path) > RUNROOT_LIMIT:
         why = f"It has {len(here.path)} characters, and Podman allows {RUNROOT_LIMIT}."
         yield error(f"runroot {here.path} is too long", why, f'runroot = "{RUNROOT}"')
+    for variable in unset_variables(value, machine):
+        if variable not in {"UID", "SLURM_JOB_ID"}:
+            why = f"Where it is empty Podman reads {here.path}, and two users may meet in one directory."
+            yield warning(f"{key} {value}: the variable {variable} is empty here", why, "use $UID, which always works")
     if "$SLURM_JOB_ID" in value and "SLURM_JOB_ID" not in machine.environ:
         yield from template_findings(key, value)
     yield from _everybodys(key, value, path, machine)
@@ -285,14 +289,15 @@ def containers(data: dict[str, Any], machine: Machine, above: tuple[str, ...] = 
         yield (*above, *where), finding
     for (table, key), allowed in CHOICES.items():
         value = facts.table(data, table).get(key)
-        if isinstance(value, str) and value not in allowed:
+        if isinstance(value, str) and (value.lower() if key == "pull_policy" else value) not in allowed:
             names = ", ".join(name for name in allowed if name)
             yield (
                 (*above, table, key),
                 error(f"{key} = {value!r} is not allowed", "Podman refuses it.", f"one of {names}"),
             )
     for (table, key, gone), (since, instead) in GONE.items():
-        if facts.table(data, table).get(key) == gone and machine.podman >= since:
+        # netns may have options behind: slirp4netns:port_handler=...
+        if str(facts.table(data, table).get(key)).split(":", 1)[0] == gone and machine.podman >= since:
             what = f"{key} = {gone!r} does not exist in Podman {machine.podman}"
             yield (*above, table, key), error(what, f"It is gone since Podman {since}.", f'{key} = "{instead}"')
     engine = facts.table(data, "engine")

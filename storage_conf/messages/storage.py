@@ -142,6 +142,19 @@ MESSAGES: tuple[Message, ...] = (
         also=("stat /run/user/{uid}: no such file or directory",),
     ),
     Message(
+        "Failed to decode the keys [{keys}] from",
+        'time="2026-11-22T22:14:57Z" level=warning msg="Failed to decode the keys [\\"storage.options.foo\\"] from '
+        '\\"/etc/containers/storage.conf\\""',
+        "Podman does not know these keys and ignores them: a misspelling, a wrong table, or those of another version.",
+        "squashmount-conf check FILE names the line, and what was probably meant",
+    ),
+    Message(
+        "is not valid TOML.",
+        "squashmount: /etc/squashmount/site.toml is not valid TOML.",
+        "A configuration file of squashmount has a mistake; nothing is done with half of it.",
+        "squashmount-conf check FILE names the line",
+    ),
+    Message(
         "the specified runroot is longer than 50 characters",
         "Error: the specified runroot is longer than 50 characters",
         "Sockets lie below runroot, and their paths are limited to 107 characters.",

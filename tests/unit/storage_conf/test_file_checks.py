@@ -120,12 +120,25 @@ def test_a_file_named_by_the_variable(tmp_path: Path) -> None:
         ('[containers]\npids_limit = "0"\n', 2, "containers.pids_limit must be a number", 5),
         ('[network]\nnetwork_backend = "cni"\n', 2, "network_backend = 'cni' does not exist in Podman 5", 5),
         ('[network]\ndefault_rootless_network_cmd = "slirp4netns"\n', 2, "does not exist in Podman 6", 6),
+        ('[containers]\nnetns = "slirp4netns:mtu=1500"\n', 2, "does not exist in Podman 6", 6),
         ("[engines]\n", 1, "unknown key engines", 5),
     ],
 )
 def test_mistakes_in_containers_conf(tmp_path: Path, text: str, line: int, says: str, podman: int) -> None:
     said = found(tmp_path / "containers.conf", text, podman)
     assert [(where, what) for where, what in said if where == line and says in what], said
+
+
+def test_pull_policies_that_podman_takes(tmp_path: Path) -> None:
+    for word in ("IfNotPresent", "Always", "missing"):
+        assert found(tmp_path / "containers.conf", f'[engine]\npull_policy = "{word}"\n') == []
+
+
+def test_a_variable_that_is_empty(tmp_path: Path) -> None:
+    text = '[storage]\ndriver = "overlay"\n\ngraphroot = "/local/$USERNAME/g"\n'
+    assert found(tmp_path / "storage.conf", text, USERNAME="dave") == []
+    ((line, said),) = found(tmp_path / "storage.conf", text)
+    assert (line, "the variable USERNAME is empty here" in said) == (4, True)
 
 
 def test_systemd_inside_a_job(tmp_path: Path) -> None:
