@@ -1,10 +1,12 @@
 """Everything the checks judge, gathered once: files, effective values, places, program, stores."""
 
+import errno
 import os
+import stat
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, BinaryIO
 
 from squashmount.mountinfo import Mount
 
@@ -109,12 +111,22 @@ def _runtime_dir(machine: Machine) -> str:
 def read_conf(path: str) -> ConfFile:
     """Parse one file; whatever is wrong with it becomes `problem`."""
     try:
-        with open(path, "rb") as file:
+        with open_conf(path) as file:
             return ConfFile(path, tomllib.load(file), owner=os.fstat(file.fileno()).st_uid)
     except OSError as err:
-        return ConfFile(path, problem=os.strerror(err.errno or 0))
+        return ConfFile(path, problem=err.strerror or str(err))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as err:
         return ConfFile(path, problem=str(err))
+
+
+def open_conf(path: str) -> BinaryIO:
+    """Open a file for reading without waiting for the writer of a FIFO. OSError, also where it is no regular file."""
+    number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    status = os.fstat(number)
+    if not stat.S_ISREG(status.st_mode) and status.st_rdev != os.stat(os.devnull).st_rdev:  # that is a usual "none"
+        os.close(number)
+        raise OSError(errno.EINVAL, "it is not a regular file", path)
+    return os.fdopen(number, "rb")
 
 
 def _inherits(machine: Machine, files: tuple[ConfFile, ...]) -> bool:

@@ -40,7 +40,7 @@ class Checked:
 def check_file(path: str, machine: Machine) -> Checked:
     """Look at one file as this Podman does. UsageError when it cannot be read."""
     try:
-        with open(path, "rb") as file:
+        with facts.open_conf(path) as file:
             raw = file.read(16 << 20)
     except OSError as err:
         raise UsageError(f"{path} cannot be read.", details=str(err)) from err

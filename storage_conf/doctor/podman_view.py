@@ -20,7 +20,7 @@ from squashmount.process import run
 from ..finding import Finding, error
 from ..ids import libsubid
 from ..ids.libsubid import Kind, Pair
-from .causes import NO_NAMESPACE
+from .causes import NO_NAMESPACE, explained
 from .node import Node
 from .probe import Probe
 
@@ -46,7 +46,7 @@ def agrees(node: Node) -> Iterator[Finding]:
         yield error(
             "Podman cannot make its user namespace.",
             "newuidmap and the ranges look right, so it is Podman's own setup: its words are the best hint.",
-            "squashmount-conf doctor --explain 'MESSAGE'",
+            explained(err),
             id="U15",
             evidence=err.details.strip() or err.brief,
         )

@@ -34,6 +34,15 @@ def tools(node: Node) -> Iterator[Finding]:
     """Look at the two programs: U20."""
     if node.uid == 0:
         return
+    if not node.environ.get("PATH"):
+        yield error(
+            "PATH is not set.",
+            "Podman finds neither newuidmap nor its other programs (env -i, sbatch --export=NONE, a service do that).",
+            f"export PATH={os.defpath}; in a job: start it by a login shell (#!/bin/bash -l)",
+            id="U20",
+            evidence=f"PATH={node.environ['PATH']}" if "PATH" in node.environ else "no PATH in the environment",
+        )
+        return
     for program, bit, capability in _TOOLS:
         path = _on_path(node, program)
         if path is None:
@@ -42,7 +51,7 @@ def tools(node: Node) -> Iterator[Finding]:
                 "Podman cannot map more than one id without it.",
                 "as root: apt-get install uidmap (RHEL: dnf install shadow-utils)",
                 id="U20",
-                evidence=f"PATH={node.environ.get('PATH', '')}",
+                evidence=f"PATH={node.environ['PATH']}",
             )
         elif wrong := _wrong_with(path, bit, capability):
             what, why, fix = wrong
@@ -50,7 +59,7 @@ def tools(node: Node) -> Iterator[Finding]:
 
 
 def _on_path(node: Node, program: str) -> str | None:
-    folders = node.environ.get("PATH", os.defpath).split(":")
+    folders = node.environ["PATH"].split(":")
     paths = (os.path.join(folder or ".", program) for folder in folders)
     return next((path for path in paths if os.access(path, os.X_OK) and os.path.isfile(path)), None)
 

@@ -11,7 +11,7 @@ from squashmount.process import run
 
 from ..facts import NETWORK, Facts, session_dir, table
 from ..finding import Fact, Finding, error, info, warning
-from .causes import NO_NAMESPACE
+from .causes import NO_NAMESPACE, explained
 from .namespace import IdMaps, podman_arguments
 from .node import Node
 from .pause_process import as_before
@@ -234,7 +234,7 @@ def _podman_itself(node: Node) -> Iterator[Finding | Fact]:
         yield error(
             "`podman info` fails: no podman command works.",
             "What it says is below.",
-            f"squashmount-conf doctor --explain '{(err.details.splitlines() or [err.brief])[-1]}'",
+            explained(err),
             id="U82",
             evidence=f"{err.brief}\n{err.details}".strip(),
         )

@@ -179,9 +179,17 @@ MESSAGES: tuple[Message, ...] = (
         "Error: cannot re-exec process",
         "Error: cannot re-exec process",
         "Podman could not make its user namespace and start itself in it; the line above says why.",
-        "squashmount-conf doctor --only U24,U30,U31,U42",
-        ("U24", "U30", "U42"),
+        "squashmount-conf doctor --only U24,U30,U31,U42,U51",
+        ("U24", "U30", "U31", "U42", "U51"),
         also=("cannot re-exec process to join the existing user namespace",),
+    ),
+    Message(
+        "cannot set user namespace",
+        "cannot set user namespace: Invalid argument",
+        "Podman's pause.pid names a process whose user namespace is not Podman's: the pause process was killed, and its "
+        "number given to another one.",
+        "squashmount-conf doctor --only U51 names the file: remove it",
+        ("U51",),
     ),
     Message(
         "write failed /proc/self/uid_map: Operation not permitted",

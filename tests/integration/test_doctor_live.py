@@ -687,6 +687,25 @@ def test_a_bundle_of_a_real_user(node: Node) -> None:
     assert node.run(*command).code == 2
 
 
+def test_without_path_podman_finds_nothing(node: Node) -> None:
+    done = node.run("env", "-u", "PATH", str(node.product / "bin/squashmount-conf"), "doctor", "--json")
+    findings = [one for one in json.loads(done.out)["findings"] if one["severity"] == "error"]
+    assert [one["what"] for one in findings] == ["PATH is not set."], findings
+
+
+def test_a_fifo_for_a_configuration_hangs_no_check(node: Node) -> None:
+    conf = node.base / "storage.conf"
+    conf.unlink()
+    os.mkfifo(conf)
+    os.chown(conf, node.user.uid, node.user.gid)
+    try:
+        # the warning: without a configuration Podman would take vfs
+        assert whole_doctor(node) == {"error U81", "warning U81"}
+    finally:
+        conf.unlink()
+        node.configure()
+
+
 def whole_doctor(node: Node, **environ: str) -> set[str]:
     """Return severity and id of every error and warning of the whole doctor."""
     words = [f"{key}={value}" for key, value in environ.items()]

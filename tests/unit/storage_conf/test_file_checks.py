@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from squashmount.storage_conf.cli import main
+from squashmount.storage_conf.facts import read_conf
 from squashmount.storage_conf.file_checks import check_file
 from squashmount.storage_conf.podman import Machine
 from squashmount.storage_conf.trusted import hooks_findings
@@ -238,3 +239,13 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert main(["check", "--podman", "5", "/nowhere/storage.conf"]) == 2
     with pytest.raises(UsageError):
         check_file(str(tmp_path), machine())
+
+
+def test_a_fifo_is_refused_and_never_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "storage.conf"
+    os.mkfifo(path)
+    assert read_conf(str(path)).problem == "it is not a regular file"
+    with pytest.raises(UsageError, match="cannot be read") as refused:
+        check_file(str(path), machine())
+    assert "not a regular file" in refused.value.details
+    assert read_conf(os.devnull).problem == "", "CONTAINERS_CONF=/dev/null is a usual way to have none"
