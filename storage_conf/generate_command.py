@@ -62,6 +62,11 @@ def _generate(args: argparse.Namespace) -> int:
     if closed:
         sys.stderr.write(f"squashmount-conf: warning: other users cannot run {settings.mount_program}: see {closed}\n")
     changes = plan_site(settings, args.prefix) if args.site else plan_user(settings, machine)
+    inside = os.path.join(os.path.realpath(args.prefix), "") if args.prefix else "/"
+    for change in changes:
+        if not os.path.realpath(change.path).startswith(inside):
+            hint = "make the symbolic link on its way relative"
+            raise UsageError(f"{change.path} leads out of {args.prefix}.", hint=hint)
     if args.write and not args.dry_run:
         install(changes, for_all=args.site)
     if args.json:

@@ -172,6 +172,18 @@ def test_a_user_gets_the_stores_of_his_audience(
     assert 'additionalimagestores = ["/mine", "/physics", "/all"]' in capsys.readouterr().out
 
 
+def test_a_link_that_leads_out_of_the_image_is_refused(
+    site: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "host").mkdir()
+    (tmp_path / "r/etc").mkdir(parents=True)
+    (tmp_path / "r/etc/profile.d").symlink_to(tmp_path / "host")
+    command = ["generate", "--site", "--write", "--prefix", str(tmp_path / "r"), "--from", str(site), "--podman", "5"]
+    assert main(command) == 2
+    assert "leads out of" in capsys.readouterr().err
+    assert list((tmp_path / "host").iterdir()) == []
+
+
 def test_what_a_site_forbids(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["generate", "--from", str(site), "--podman", "5", "--graphroot", "/home/$UID/g"]) == 2
     assert "graphroot /home/$UID/g is on /home, which the site forbids." in capsys.readouterr().err
