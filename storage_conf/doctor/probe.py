@@ -146,8 +146,12 @@ def _start(probe: Probe, node: Node, others: Sequence[int]) -> _Child:
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     reader, writer = os.pipe2(os.O_CLOEXEC)
+    # a signal right after the fork would be an exception in Python's own hooks, which print it
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         pid = os.fork()
+        if pid == 0:
+            _as_child(probe, node, reader, writer, others)
     except OSError as err:  # RLIMIT_NPROC, pids.max
         for pipe in (reader, writer):
             os.close(pipe)
@@ -156,8 +160,8 @@ def _start(probe: Probe, node: Node, others: Sequence[int]) -> _Child:
             details="Podman needs several for each container.",
             hint="end some of yours (ps -u $USER); `ulimit -u`, and pids.max of the job's cgroup are the limits",
         ) from err
-    if pid == 0:
-        _as_child(probe, node, reader, writer, others)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     os.close(writer)
     return _Child(probe, pid, reader, time.monotonic() + probe.seconds, bytearray())
 
@@ -172,6 +176,7 @@ def _as_child(probe: Probe, node: Node, reader: int, writer: int, others: Sequen
         null = os.open(os.devnull, os.O_RDWR)
         for number in (0, 1, 2):  # plugins of nsswitch print on them
             os.dup2(null, number)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
         answers = [_as_json(answer) for answer in probe.run(node)]
         _write(writer, json.dumps({"answers": answers}).encode())
     except NotLookedAtError as cause:

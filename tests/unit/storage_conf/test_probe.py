@@ -3,6 +3,8 @@
 import errno
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -188,3 +190,17 @@ def test_a_node_without_room_for_a_process_is_told(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(os, "fork", refused)
     with pytest.raises(HostError, match="No process can be started: Resource temporarily unavailable"):
         run_all([seen(1)], NODE)
+
+
+AT_FORK = """
+import os, signal
+from squashmount.storage_conf.doctor.node import Node
+from squashmount.storage_conf.doctor.probe import Probe, run_all
+os.register_at_fork(after_in_child=lambda: os.kill(os.getpid(), signal.SIGINT))
+run_all([Probe(("U1",), "The probe", lambda _node: ())], Node())
+"""
+
+
+def test_one_that_is_ended_right_after_its_start_prints_nothing() -> None:
+    done = subprocess.run([sys.executable, "-c", AT_FORK], check=True, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("", "")
