@@ -109,14 +109,14 @@ def pause(node: Node) -> Iterator[Finding]:
         except (OSError, ValueError):
             continue  # gone: Podman starts another one
         if seen == here:
-            if facts.machine.podman < 6:  # later ones start another (tried: 5.8.6)
+            if facts.machine.podman < 5:  # later ones start another (tried: 5.4.2, 5.8.6)
                 yield _no_pause_process(path, pid, "is in the user namespace of this shell")
             return
         now = _map(wanted, node.uid, uids), _map(wanted, node.gid, gids)
         if seen == now:
             continue
         if owner != node.uid:
-            if facts.machine.podman < 6:  # as above: Podman cannot join it
+            if facts.machine.podman < 5:  # as above: Podman cannot join it
                 yield _no_pause_process(path, pid, f"belongs to uid {owner}, in another user namespace")
         elif not is_pause:  # one of the user's own containers: Podman, of any version, joins it
             yield _no_pause_process(path, pid, f"is in another user namespace, with the map {_text(seen[0])}")
