@@ -216,11 +216,17 @@ class Node:
             mountpoint = self.state() / name / "m"
             if str(mountpoint) in Path("/proc/self/mounts").read_text():
                 run("umount", "-l", str(mountpoint)).ok()
-        pause = self.runtime / "libpod/pause.pid"
-        if pause.exists():
-            os.kill(int(pause.read_text()), signal.SIGKILL)
+        for pause in self.runtime.glob("libpod/**/pause.pid"):
+            self._end_pause_process(pause.read_text())
         for path in (self.base, self.runtime):
             run("rm", "-rf", "--one-file-system", str(path))
+
+    def _end_pause_process(self, pid: str) -> None:
+        """Kill it, if it is one of this user's: a test may have left the number of another process."""
+        process = Path("/proc") / pid
+        with suppress(FileNotFoundError, ProcessLookupError):
+            if process.stat().st_uid in {self.user.uid, 0} and process.joinpath("comm").read_text() == "catatonit\n":
+                os.kill(int(pid), signal.SIGKILL)
 
     def servers(self) -> list[int]:
         """Return the pids of this node's supervisors and workers: they keep their `alive` file open."""

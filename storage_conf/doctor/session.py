@@ -165,11 +165,11 @@ def _no_pause_process(path: str, pid: str, seen: str) -> Finding:
 
 
 def _pause_files(node: Node, facts: Facts) -> list[str]:
-    """Return where pause.pid may be (podman libpod/runtime.go: tmp_dir, else `libpod/tmp` of the session)."""
-    named = table(facts.engine, "engine").get("tmp_dir")
-    places = [os.path.join(session_dir(facts.machine), "libpod/tmp")]
+    """Return where pause.pid may be: `libpod/tmp` of the session, before Podman 5 tmp_dir (tried: 4.3.1, 5.4.2)."""
     if node.uid == 0:
         return []
+    named = table(facts.engine, "engine").get("tmp_dir") if facts.machine.podman < 5 else None
+    places = [os.path.join(session_dir(facts.machine), "libpod/tmp")]
     return [os.path.join(place, "pause.pid") for place in ([named] if isinstance(named, str) else []) + places]
 
 
