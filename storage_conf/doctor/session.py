@@ -108,17 +108,15 @@ def pause(node: Node) -> Iterator[Finding]:
             owner, is_pause = _owner(pid), _is_pause(pid)
         except (OSError, ValueError):
             continue  # gone: Podman starts another one
-        if seen == here:
-            if facts.machine.podman < 5:  # later ones start another (tried: 5.4.2, 5.8.6)
-                yield _no_pause_process(path, pid, "is in the user namespace of this shell")
+        if seen == here or owner != node.uid:
+            # with some states of its files Podman takes pause.pid away by itself: then the advice does no harm
+            where = "is in the user namespace of this shell" if seen == here else "is in another user namespace"
+            yield _no_pause_process(path, pid, f"belongs to uid {owner} and {where}")
             return
         now = _map(wanted, node.uid, uids), _map(wanted, node.gid, gids)
         if seen == now:
             continue
-        if owner != node.uid:
-            if facts.machine.podman < 5:  # as above: Podman cannot join it
-                yield _no_pause_process(path, pid, f"belongs to uid {owner}, in another user namespace")
-        elif not is_pause:  # one of the user's own containers: Podman, of any version, joins it
+        if not is_pause:  # one of the user's own containers: Podman, of any version, tries to join it
             yield _no_pause_process(path, pid, f"is in another user namespace, with the map {_text(seen[0])}")
         else:
             yield error(
