@@ -9,6 +9,7 @@ from squashmount.atomic import replace_text
 from squashmount.errors import SpaceError, StoreError, UsageError
 
 from .conf import GRAPHROOT, RUNROOT, Content, StorageSettings, merged, module_text
+from .finding import Severity
 from .podman import DROP_IN, Machine
 from .profile_script import script
 from .trusted import hooks_findings
@@ -91,7 +92,8 @@ def require_allowed(settings: StorageSettings, machine: Machine) -> None:
             hint = f"--{key} on a local disk, or [scratch] in site.toml"
             raise UsageError(f"{key} {value} is on {place}, which the site forbids.", hint=hint)
     for directory in settings.site.hooks_dirs:
-        for finding in hooks_findings(directory, settings.site.trust):
+        wrong = (one for one in hooks_findings(directory, settings.site.trust) if one.severity is Severity.ERROR)
+        for finding in wrong:
             raise UsageError(f"{finding.what}.", details=finding.why, hint=finding.fix)
 
 

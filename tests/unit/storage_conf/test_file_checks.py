@@ -8,6 +8,7 @@ import pytest
 from squashmount.storage_conf.cli import main
 from squashmount.storage_conf.facts import read_conf
 from squashmount.storage_conf.file_checks import check_file
+from squashmount.storage_conf.finding import Severity
 from squashmount.storage_conf.podman import Machine
 from squashmount.storage_conf.trusted import hooks_findings
 
@@ -204,10 +205,13 @@ def test_near_misses_are_named(tmp_path: Path) -> None:
     assert fix == "write prefetch_mib"
 
 
+_HOOK = json.dumps({"version": "1.0.0", "hook": {"path": "/bin/true"}, "stages": ["precreate"]})
+
+
 def test_hooks_that_others_can_change(tmp_path: Path) -> None:
     hooks = tmp_path / "hooks.d"
     hooks.mkdir()
-    (hooks / "a.json").write_text("{}")
+    (hooks / "a.json").write_text(_HOOK)
     if list(hooks_findings(str(hooks), Trust((os.getuid(),)))):
         pytest.skip("a directory above the temporary one is not trusted")
     (hooks / "a.json").chmod(0o666)
@@ -220,10 +224,27 @@ def test_hooks_that_others_can_change(tmp_path: Path) -> None:
     (hooks / "a.json").write_text(json.dumps({"hook": {"path": str(program)}}))
     (finding,) = hooks_findings(str(hooks), Trust((os.getuid(),)))
     assert finding.what == f"{program} is not trusted"
-    (hooks / "a.json").write_text("{}")
+    (hooks / "a.json").write_text(_HOOK)
     (hooks / "a.json").chmod(0o666)
     (hooks / "link.json").symlink_to(hooks / "a.json")
     assert len(list(hooks_findings(str(hooks), Trust((os.getuid(),))))) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "severity", "what"),
+    [
+        ("", Severity.ERROR, "is no hook"),
+        ("{}", Severity.ERROR, "is no hook"),
+        ('{"hook": []}', Severity.ERROR, "is no hook"),
+        (_HOOK.replace("precreate", "prestart"), Severity.WARNING, "is for the stage prestart"),
+    ],
+)
+def test_what_podman_refuses_as_a_hook_or_runs_too_late(
+    tmp_path: Path, text: str, severity: Severity, what: str
+) -> None:
+    (tmp_path / "a.json").write_text(text)
+    found = [one for one in hooks_findings(str(tmp_path), Trust((os.getuid(),))) if "trusted" not in one.what]
+    assert [(one.severity, one.what) for one in found] == [(severity, f"{tmp_path}/a.json {what}")]
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
