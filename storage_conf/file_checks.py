@@ -21,6 +21,7 @@ from .generate import SITE_STORAGE
 from .lines import Lines, line_of_error
 from .podman import Machine, expand, unset_variables
 from .site import Problem, problems, settings_problems, site_of, template_findings
+from .store_checks import content_findings
 from .trusted import hooks_findings
 
 _IGNORED = "Podman ignores it; version 6 does not even say so."
@@ -214,7 +215,10 @@ def _stores(options: dict[str, Any], machine: Machine) -> Iterator[Problem]:
             yield where, warning(f"the store {one} is there twice", "Podman reads and locks it twice.", "take one out")
         elif not os.path.isdir(one):
             why = "Podman then refuses every command (can't stat imageStore dir)."
-            yield where, error(f"the store {one} does not exist here", why, f"mount it, or: migrate2scratch init {one}")
+            fix = f"mount it, or: migrate2scratch init {shlex.quote(one)}"
+            yield where, error(f"the store {one} does not exist here", why, fix)
+        else:
+            yield from ((where, finding) for finding in content_findings(one))
         seen.add(str(one))
 
 

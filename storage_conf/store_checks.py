@@ -4,14 +4,44 @@ What makes Podman refuse a whole store: containers/storage images.go and layers.
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
 
 from squashmount.layout import FORMAT
 
 from .facts import Facts
 from .finding import Finding, error, info, warning
-from .store_facts import StoreFacts
+from .store_facts import StoreFacts, read_store
 
 _REFUSED = "Podman then refuses the store, and with it every command."
+
+
+class HasStores(Protocol):
+    """Facts, or the stores of one file alone."""
+
+    @property
+    def stores(self) -> tuple[StoreFacts, ...]:
+        """Return what was found in each store."""
+
+
+@dataclass(frozen=True)
+class _Stores:
+    stores: tuple[StoreFacts, ...]
+
+
+def content_findings(path: str) -> Iterator[Finding]:
+    """Judge what is in one store: what makes Podman refuse it, and with it every command."""
+    these = _Stores((read_store(path),))
+    for check in (
+        unusable_store,
+        unreadable_store,
+        incomplete_store,
+        torn_store,
+        duplicate_name,
+        newer_format,
+        no_locks,
+    ):
+        yield from check(these)
 
 
 def no_store(facts: Facts) -> Iterator[Finding]:
@@ -21,7 +51,7 @@ def no_store(facts: Facts) -> Iterator[Finding]:
         yield info("No additional image store is configured.", why, "squashmount-conf generate --write DIR")
 
 
-def unusable_store(facts: Facts) -> Iterator[Finding]:
+def unusable_store(facts: HasStores) -> Iterator[Finding]:
     """Report a directory that is missing or closed."""
     for store in facts.stores:
         if store.problem:
@@ -29,7 +59,7 @@ def unusable_store(facts: Facts) -> Iterator[Finding]:
             yield error(f"The store {store.path} cannot be used: {store.problem}.", _REFUSED, fix)
 
 
-def unreadable_store(facts: Facts) -> Iterator[Finding]:
+def unreadable_store(facts: HasStores) -> Iterator[Finding]:
     """Report files that this user may not read."""
     for store in facts.stores:
         if store.unreadable:
@@ -38,7 +68,7 @@ def unreadable_store(facts: Facts) -> Iterator[Finding]:
             yield error(f"{store.path}: {names} cannot be read by you.", _REFUSED, fix)
 
 
-def incomplete_store(facts: Facts) -> Iterator[Finding]:
+def incomplete_store(facts: HasStores) -> Iterator[Finding]:
     """Report missing files: a lock is an error of Podman (podman#11484), a list an empty store."""
     for store in facts.stores:
         locks = [name for name in store.missing if name.endswith(".lock")]
@@ -52,7 +82,7 @@ def incomplete_store(facts: Facts) -> Iterator[Finding]:
             yield warning(f"{store.path}: {', '.join(lists)} is missing.", "Podman shows an empty store.", fix)
 
 
-def torn_store(facts: Facts) -> Iterator[Finding]:
+def torn_store(facts: HasStores) -> Iterator[Finding]:
     """Report lists that cannot be parsed or have nothing in them."""
     for store in facts.stores:
         fix = _repair(store)
@@ -67,7 +97,7 @@ def torn_store(facts: Facts) -> Iterator[Finding]:
             yield error(f"{store.path}: image {image[:12]} has no layer.", why, fix)
 
 
-def duplicate_name(facts: Facts) -> Iterator[Finding]:
+def duplicate_name(facts: HasStores) -> Iterator[Finding]:
     """Report one name on two images: ErrDuplicateImageNames."""
     for store in facts.stores:
         for name, ids in store.duplicates:
@@ -81,7 +111,7 @@ def _repair(store: StoreFacts) -> str:
     return f"repair {store.path} with the program that made it, or take it out of additionalimagestores"
 
 
-def newer_format(facts: Facts) -> Iterator[Finding]:
+def newer_format(facts: HasStores) -> Iterator[Finding]:
     """Report a store written by a later version of this project."""
     for store in facts.stores:
         if store.version and not (store.version.isascii() and store.version.isdigit()):
@@ -92,7 +122,7 @@ def newer_format(facts: Facts) -> Iterator[Finding]:
             yield error(f"{store.path} has format {store.version}.", why, "install a newer squashmount on this node")
 
 
-def no_locks(facts: Facts) -> Iterator[Finding]:
+def no_locks(facts: HasStores) -> Iterator[Finding]:
     """Report a failing read lock; Podman repeats it for ever (rawfilelock_unix.go)."""
     for store in facts.stores:
         if store.lock == "timeout":

@@ -91,7 +91,7 @@ def test_what_podman_6_changes(tmp_path: Path) -> None:
     old = STORAGE + 'rootless_storage_path = "/tmp/$UID"\n'
     assert found(tmp_path / "storage.conf", old) == []
     assert found(tmp_path / "storage.conf", old, 6) == [(6, "rootless_storage_path is ignored: graphroot is set too")]
-    append = STORAGE + '[storage.options]\nadditionalimagestores = ["/usr", {append = true}]\n'
+    append = STORAGE + f'[storage.options]\nadditionalimagestores = ["{store(tmp_path)}", {{append = true}}]\n'
     assert found(tmp_path / "storage.conf", append, 6) == []
     assert found(tmp_path / "storage.conf", append) == [(7, "additionalimagestores holds {'append': True}")]
     wrap = tmp_path / "fuse-overlayfs-wrap"
@@ -203,6 +203,30 @@ def test_near_misses_are_named(tmp_path: Path) -> None:
     path.write_text("prefetch-mib = 1\n")
     (fix,) = [finding.fix for _, finding in check_file(str(path), machine()).findings if "unknown" in finding.what]
     assert fix == "write prefetch_mib"
+
+
+def store(folder: Path, images: str = "[]") -> Path:
+    """Make a store of no layers."""
+    top = folder / "store"
+    for name, text in (("images", images), ("layers", "[]")):
+        (top / f"overlay-{name}").mkdir(parents=True)
+        (top / f"overlay-{name}/{name}.json").write_text(text)
+        (top / f"overlay-{name}/{name}.lock").touch()
+    return top
+
+
+@pytest.mark.parametrize(
+    ("images", "what"),
+    [
+        ('[{"id": ', "is damaged"),
+        (json.dumps([{"id": f"{number:064x}", "names": ["localhost/a:1"]} for number in (1, 2)]), "localhost/a:1"),
+    ],
+)
+def test_what_is_in_a_store_counts_where_it_is_named(tmp_path: Path, images: str, what: str) -> None:
+    named = STORAGE + f'[storage.options]\nadditionalimagestores = ["{store(tmp_path, images)}"]\n'
+    ((line, said),) = found(tmp_path / "storage.conf", named, 4)
+    assert line == len(named.splitlines())
+    assert what in said
 
 
 _HOOK = json.dumps({"version": "1.0.0", "hook": {"path": "/bin/true"}, "stages": ["precreate"]})
