@@ -3,19 +3,22 @@
 import argparse
 import json
 import os
+from collections.abc import Iterator
 from typing import Any
 
 from squashmount.command_line import add_command, say
+from squashmount.config import load_config
 from squashmount.errors import UsageError
 from squashmount.mountinfo import read_mounts
 
 from .checks import run_checks
 from .facts import Facts, gather
 from .file_checks import check_file
-from .finding import Finding, exit_code, summary
+from .finding import Finding, error, exit_code, summary
 from .generate import SITE_STORAGE
 from .options import EPILOG, add_scope
 from .podman import Machine, checked_major
+from .site import load_site
 
 
 def add(commands: Any) -> None:
@@ -39,7 +42,7 @@ def _check(args: argparse.Namespace) -> int:
     if args.files:
         return _check_files(args)
     facts = gather(_machine_to_check(args), read_mounts())
-    findings = run_checks(facts)
+    findings = (*run_checks(facts), *_settings())
     if args.json:
         say(json.dumps(_as_json(facts, findings), indent=2))
     else:
@@ -47,6 +50,16 @@ def _check(args: argparse.Namespace) -> int:
             say(str(finding))
         say(_summary(facts, findings))
     return exit_code((finding for _, finding in findings), strict=args.strict)
+
+
+def _settings() -> Iterator[tuple[str, Finding]]:
+    """Report configuration files of our own that cannot be read: the mount program stops at them, too."""
+    try:
+        load_config()
+        load_site()
+    except UsageError as err:
+        why = err.details or "Every program of squashmount reads it, the mount program at each container start."
+        yield "settings", error(err.brief.rstrip("."), why, err.hint or "squashmount-conf check FILE")
 
 
 def _check_files(args: argparse.Namespace) -> int:

@@ -20,7 +20,7 @@ from .finding import Finding, error, info, warning
 from .generate import SITE_STORAGE
 from .lines import Lines, line_of_error
 from .podman import Machine, expand, unset_variables
-from .site import Problem, problems, settings_problems, site_of, template_findings
+from .site import Problem, load_site, problems, settings_problems, site_of, template_findings
 from .store_checks import content_findings
 from .trusted import hooks_findings
 
@@ -193,6 +193,14 @@ def _everybodys(key: str, value: str, path: str, machine: Machine) -> Iterator[F
             yield error(f"{key} {value} is that of rootless users, too", why, fix)
 
 
+def _site_trust() -> Trust:
+    """Return whom the site trusts besides root; what is wrong with its file is told where that is looked at."""
+    try:
+        return load_site().trust
+    except UsageError:
+        return Trust()
+
+
 def _stores(options: dict[str, Any], machine: Machine) -> Iterator[Problem]:
     where = ("storage", "options", "additionalimagestores")
     stores = options.get("additionalimagestores")
@@ -308,7 +316,7 @@ def containers(data: dict[str, Any], machine: Machine, above: tuple[str, ...] = 
     hooks = engine.get("hooks_dir")
     for one in hooks if isinstance(hooks, list) else ():
         if isinstance(one, str):
-            yield from (((*above, "engine", "hooks_dir"), finding) for finding in hooks_findings(one, Trust()))
+            yield from (((*above, "engine", "hooks_dir"), finding) for finding in hooks_findings(one, _site_trust()))
     if engine.get("cgroup_manager") == "systemd" and "SLURM_JOB_ID" in machine.environ:
         why = "In a job there is no systemd session to ask for a cgroup; containers fail or leave the job's cgroup."
         yield (

@@ -54,6 +54,16 @@ def test_json(conf: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert set(answer["findings"][0]) == {"check", "id", "severity", "what", "evidence", "why", "fix"}
 
 
+def test_settings_that_stop_every_program_are_told(
+    conf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "own.toml").write_text('linger = "x"\n')
+    monkeypatch.setenv("SQUASHMOUNT_CONFIG", str(tmp_path / "own.toml"))
+    assert main(["check", "--json", "--podman", "5", "--storage-conf", str(conf)]) == 11
+    (finding,) = [one for one in json.loads(capsys.readouterr().out)["findings"] if one["check"] == "settings"]
+    assert str(tmp_path / "own.toml") in finding["what"] + finding["why"]
+
+
 def test_generated_files_pass(conf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = tmp_path / "store"
     for name in ("overlay-images/images", "overlay-layers/layers"):
