@@ -32,15 +32,7 @@ class _Stores:
 def content_findings(path: str) -> Iterator[Finding]:
     """Judge what is in one store: what makes Podman refuse it, and with it every command."""
     these = _Stores((read_store(path),))
-    for check in (
-        unusable_store,
-        unreadable_store,
-        incomplete_store,
-        torn_store,
-        duplicate_name,
-        newer_format,
-        no_locks,
-    ):
+    for check in _OF_CONTENT:
         yield from check(these)
 
 
@@ -172,8 +164,7 @@ def foreign_program(facts: Facts) -> Iterator[Finding]:
         yield warning(f"mount_program {program.path} is not squashmount.", why, fix)
 
 
-STORE_CHECKS: tuple[Callable[[Facts], Iterator[Finding]], ...] = (
-    no_store,
+_OF_CONTENT: tuple[Callable[[HasStores], Iterator[Finding]], ...] = (
     unusable_store,
     unreadable_store,
     incomplete_store,
@@ -181,6 +172,10 @@ STORE_CHECKS: tuple[Callable[[Facts], Iterator[Finding]], ...] = (
     duplicate_name,
     newer_format,
     no_locks,
+)
+STORE_CHECKS: tuple[Callable[[Facts], Iterator[Finding]], ...] = (
+    no_store,
+    *_OF_CONTENT,
     missing_program,
     foreign_program,
 )
