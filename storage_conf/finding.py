@@ -75,6 +75,11 @@ def exit_code(findings: Iterable[Finding], *, strict: bool = False) -> int:
 
 
 def summary(findings: Sequence[Finding]) -> str:
-    """Return how many of each severity, as in `2 error, 1 warning`."""
+    """Return how many of each severity, as in `2 errors, 1 warning, 4 info`."""
     counts = {kind: sum(finding.severity is kind for finding in findings) for kind in Severity}
-    return ", ".join(f"{number} {kind.value}" for kind, number in counts.items() if number) or "nothing wrong"
+    some = [f"{number} {kind.value}{_ending(kind, number)}" for kind, number in counts.items() if number]
+    return ", ".join(some) or "nothing wrong"
+
+
+def _ending(kind: Severity, number: int) -> str:
+    return "" if number == 1 or kind is Severity.INFO else "s"
