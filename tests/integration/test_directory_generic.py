@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from directory_lab import COUNT, FIRST_RANGE, GENERIC, GENERIC_FREEIPA, Account, Directory, directory, sssd
+from directory_lab import COUNT, FIRST_RANGE, GENERIC, GENERIC_FREEIPA, SIZE, Account, Directory, directory, sssd
 from lab import Node, run
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.needs_fuse, pytest.mark.needs_podman]
@@ -17,7 +17,7 @@ def dave(lab: Path) -> Account:
 
 @pytest.fixture(scope="module")
 def slapd(lab: Path, dave: Account) -> Iterator[Directory]:
-    with directory(lab, [dave, *(Account.number(index) for index in range(1, 1000))]) as slapd:
+    with directory(lab, [dave, *(Account.number(index) for index in range(1, SIZE))]) as slapd:
         yield slapd
 
 
